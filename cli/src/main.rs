@@ -1,0 +1,3 @@
+//! mneme: the command line.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Async and blocking Rust client.

@@ -1,0 +1,1 @@
+//! mnemed: the daemon.

@@ -1,0 +1,1 @@
+//! Pure maths of masked diffusion: schedules, samplers, constraints, composition, uncertainty.

@@ -1,0 +1,14 @@
+//! What the daemon knows of an engine. Knows nothing of libtorch, sockets of clients, or the memory store.
+//!
+//! The engine is a child process; this crate is the typed language between it and the daemon, so that the daemon links no
+//! tensor library and the tests need none. Reading order: [`engine`] (the trait), [`types`] (its nouns).
+
+pub mod engine;
+pub mod types;
+
+pub use engine::{CancelToken, Engine, EngineError};
+pub use types::{
+    AdapterLevel, AdapterUse, CanvasEvent, Condition, Constraint, EmbedPurpose, EngineInfo, GenerateRequest,
+    Generation, GenerationMode, Guidance, Sampler, ScoreItem, ScoreOutcome, Segment, TokenTrace, TrainEvent, TrainJob,
+    TrainOutcome, TrainText,
+};

@@ -1,0 +1,1 @@
+//! Networks, inference and training on libtorch; the mneme-engine binary.

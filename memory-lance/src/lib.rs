@@ -1,0 +1,1 @@
+//! ArrowStorage: the Lance projection of the memory.

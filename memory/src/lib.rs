@@ -1,0 +1,15 @@
+//! Stores and retrieves memories. Knows nothing of actors, sockets, configuration or tensors.
+//!
+//! Reading order: [`domain`] (the nouns), [`store`] (the trait that every store passes the same conformance suite for).
+
+pub mod domain;
+pub mod store;
+
+pub use domain::{
+    ForgetReceipt, ForgetSelector, Hit, HitExplanation, Memory, MemoryKind, MemoryState, Metadata, NewMemory, Recall,
+    RecallFilter, RecallQuery, RememberReceipt, Signal,
+};
+pub use store::{
+    AckLevel, Document, MaintenanceReport, MaintenanceTask, MemoryStore, Operation, OperationKind, OperationOutcome,
+    OperationResult, PendingEmbedding, Refusal, Scan, StoreError, StoreHealth, StoreStats,
+};

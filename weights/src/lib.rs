@@ -1,0 +1,1 @@
+//! WeightLoader: Parquet V2, Arrow IPC, safetensors and GGUF, zero-copy.
