@@ -19,7 +19,7 @@ fn naive_top_k(codes: &[i8], scales: &[f32], query: &[i8], k: usize, allowed: Op
         .filter(|(row, _)| allowed.is_none_or(|bitmap| bitmap[row / 64] >> (row % 64) & 1 == 1))
         .map(|(row, (codes, scale))| ScoredRow { row: row as u32, score: naive_dot(codes, query) as f32 * scale * 0.5 })
         .collect();
-    scored.sort_by(|a, b| b.score.partial_cmp(&a.score).unwrap().then(a.row.cmp(&b.row)));
+    scored.sort_by(|a, b| b.score.partial_cmp(&a.score).expect("scores are numbers").then(a.row.cmp(&b.row)));
     scored.truncate(k);
     scored
 }
