@@ -1,0 +1,7 @@
+//! The tests of mneme-weights, in one binary so that they link once.
+
+#![expect(clippy::float_cmp, reason = "decoding is exact: the same bits are wanted")]
+
+mod dequant;
+mod files;
+mod readers;
