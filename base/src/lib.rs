@@ -14,6 +14,8 @@ pub mod embedding;
 pub mod id;
 pub mod namespace;
 pub mod provenance;
+#[cfg(feature = "schema")]
+mod schema;
 pub mod time;
 
 pub use embedding::{Embedding, EmbeddingError, EmbeddingGeneration, Score};

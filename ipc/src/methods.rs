@@ -1,0 +1,191 @@
+//! The table of methods: name, parameters, result, in one place for daemon, clients and the protocol page.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::envelope::RequestFrame;
+use crate::error::{ErrorBody, ErrorKind};
+use crate::types::*;
+
+/// A method of the protocol, as a type: what a client sends and what comes back.
+pub trait Method {
+    /// Its name on the wire.
+    const NAME: &'static str;
+    /// Its parameters.
+    type Params: Serialize + DeserializeOwned;
+    /// Its result.
+    type Result: Serialize + DeserializeOwned;
+}
+
+/// One row of the protocol page.
+#[derive(Debug, Clone, Copy)]
+pub struct MethodDoc {
+    /// The name on the wire.
+    pub name: &'static str,
+    /// What it does.
+    pub about: &'static str,
+    /// Makes the schema of its parameters.
+    pub params: fn() -> schemars::Schema,
+    /// Makes the schema of its result.
+    pub result: fn() -> schemars::Schema,
+}
+
+macro_rules! methods {
+    ($($variant:ident $name:literal ($params:ty) -> $result:ty, $about:literal;)*) => {
+        /// A request whose parameters have been read.
+        #[derive(Debug, Clone, PartialEq)]
+        pub enum Call {
+            $(#[doc = $about] $variant(Box<$params>),)*
+        }
+
+        impl Call {
+            /// Reads the parameters of a request by its method.
+            pub fn parse(frame: &RequestFrame<'_>) -> Result<Self, ErrorBody> {
+                let raw = frame.params.map_or("{}", |raw| raw.get());
+                match frame.method.as_str() {
+                    $($name => parse_params::<$params>($name, raw).map(|params| Self::$variant(Box::new(params))),)*
+                    other => Err(unknown_method(other)),
+                }
+            }
+
+            /// The method's name on the wire.
+            pub const fn name(&self) -> &'static str {
+                match self { $(Self::$variant(_) => $name,)* }
+            }
+        }
+
+        $(
+            #[doc = $about]
+            #[derive(Debug, Clone, Copy)]
+            pub struct $variant;
+            impl Method for $variant {
+                const NAME: &'static str = $name;
+                type Params = $params;
+                type Result = $result;
+            }
+        )*
+
+        /// Every method, in the order of the protocol page.
+        pub const DOCS: &[MethodDoc] = &[$(MethodDoc {
+            name: $name,
+            about: $about,
+            params: || schemars::schema_for!($params),
+            result: || schemars::schema_for!($result),
+        },)*];
+    };
+}
+
+methods! {
+    Hello "hello" (HelloParams) -> HelloResult, "Opens a connection: versions and limits. Must come first.";
+    Ping "ping" (PingParams) -> PingResult, "Asks whether the daemon is there. Allowed before `hello`.";
+    Remember "memory.remember" (RememberParams) -> RememberResult, "Remembers something.";
+    Recall "memory.recall" (RecallParams) -> RecallResult, "Asks the memory.";
+    Get "memory.get" (GetParams) -> MemoryView, "Returns one memory.";
+    Forget "memory.forget" (ForgetParams) -> ForgetResult, "Makes memories unrecallable at once, and unreadable on disk soon.";
+    Supersede "memory.supersede" (SupersedeParams) -> RememberResult, "Puts something in the place of an older memory.";
+    Corroborate "memory.corroborate" (CorroborateParams) -> CorroborateResult, "Takes a memory out of quarantine.";
+    Export "memory.export" (ExportParams) -> ExportResult, "Returns a page of memories in id order.";
+    Import "memory.import" (ImportParams) -> ImportResult, "Remembers many things in one durable step.";
+    Stats "memory.stats" (StatsParams) -> StatsResult, "Counts and sizes of the memory.";
+    NamespaceList "namespace.list" (NamespaceListParams) -> NamespaceListResult, "Lists the namespaces.";
+    Generate "generate" (GenerateParams) -> GenerateResult, "Writes from memory; streams when asked to.";
+    Feedback "feedback" (FeedbackParams) -> FeedbackResult, "Says what the user thinks of a generation.";
+    TaskSubmit "task.submit" (TaskSubmitParams) -> TaskSubmitResult, "Starts a long-running task and returns at once.";
+    TaskStatus "task.status" (TaskStatusParams) -> TaskStatusResult, "Asks where tasks are.";
+    TaskCancel "task.cancel" (TaskCancelParams) -> TaskCancelResult, "Stops a task at its next step.";
+    TaskEvents "task.events" (TaskEventsParams) -> TaskView, "Follows a task by `task.event` notifications until it ends.";
+    EvolveStatus "evolve.status" (EvolveStatusParams) -> EvolveStatusResult, "What the evolution loop is doing.";
+    EvolveLog "evolve.log" (EvolveLogParams) -> EvolveLogResult, "Decisions of the loop, newest first.";
+    EvolveShow "evolve.show" (EvolveAdapterParams) -> EvolveShowResult, "One adapter with its lineage and decisions.";
+    EvolveDiff "evolve.diff" (EvolveDiffParams) -> EvolveDiffResult, "Compares two adapters.";
+    EvolveRollback "evolve.rollback" (EvolveAdapterParams) -> EvolveCommandResult, "Takes an adapter out of use.";
+    EvolvePin "evolve.pin" (EvolvePinParams) -> EvolveCommandResult, "Pins or unpins an adapter.";
+    EvolvePause "evolve.pause" (EvolvePauseParams) -> EvolveCommandResult, "Stops the loop from training.";
+    EvolveResume "evolve.resume" (EvolveResumeParams) -> EvolveCommandResult, "Lets the loop train again.";
+    EvolveRun "evolve.run" (EvolveRunParams) -> EvolveCommandResult, "Proposes a training job now; its gates stay.";
+    WatchAdd "watch.add" (WatchAddParams) -> WatchView, "Keeps a folder's text files in memory as they change.";
+    WatchRemove "watch.remove" (WatchRemoveParams) -> WatchListResult, "Stops watching a folder.";
+    WatchList "watch.list" (WatchListParams) -> WatchListResult, "Lists watched folders.";
+    Status "admin.status" (StatusParams) -> StatusResult, "How the daemon is.";
+    Backup "admin.backup" (BackupParams) -> UpkeepResult, "Writes a verified copy of the store while it is in use.";
+    Compact "admin.compact" (CompactParams) -> UpkeepResult, "Purges forgotten bytes and compacts the store now.";
+    Reload "admin.reload" (ReloadParams) -> ReloadResult, "Reads the configuration again.";
+    Metrics "admin.metrics" (MetricsParams) -> MetricsResult, "Counters in Prometheus' text form.";
+    Drain "admin.drain" (DrainParams) -> DrainResult, "Stops the daemon in order.";
+}
+
+fn parse_params<'a, P: Deserialize<'a>>(method: &str, raw: &'a str) -> Result<P, ErrorBody> {
+    // JSON-RPC also allows positional parameters; a table of names is the better protocol, so they are refused in words.
+    if !raw.trim_start().starts_with('{') {
+        return Err(ErrorBody::new(ErrorKind::InvalidParams, format!("params of {method} must be an object")));
+    }
+    serde_json::from_str(raw).map_err(|error| {
+        ErrorBody::new(ErrorKind::InvalidParams, format!("params of {method} cannot be read: {error}"))
+            .hint("PROTOCOL.md lists the fields of every method")
+    })
+}
+
+fn unknown_method(name: &str) -> ErrorBody {
+    let shown: String = name.chars().take(64).collect();
+    let error = ErrorBody::new(ErrorKind::MethodNotFound, format!("method {shown:?} does not exist"));
+    let wanted = shown.rsplit('.').next().unwrap_or_default();
+    match DOCS.iter().find(|doc| !wanted.is_empty() && doc.name.rsplit('.').next() == Some(wanted)) {
+        Some(doc) => error.hint(format!("did you mean {:?}?", doc.name)),
+        None => error.hint("PROTOCOL.md lists every method"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    fn check(line: &str, expected: Expect) {
+        let frame = RequestFrame::parse(line.as_bytes()).unwrap();
+        let shown = match Call::parse(&frame) {
+            Ok(call) => format!("ok {}", call.name()),
+            Err(error) => format!("{:?}: {} ({:?})", error.kind(), error.message, error.data.hint),
+        };
+        expected.assert_eq(&shown);
+    }
+
+    #[test]
+    fn parameters_are_read_by_method() {
+        check(r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#, expect!["ok ping"]);
+        check(
+            r#"{"jsonrpc":"2.0","id":1,"method":"memory.remember","params":{"text":"tea at four"}}"#,
+            expect!["ok memory.remember"],
+        );
+    }
+
+    #[test]
+    fn an_unknown_method_suggests_the_nearest() {
+        check(
+            r#"{"jsonrpc":"2.0","id":1,"method":"recall"}"#,
+            expect![[r#"MethodNotFound: method "recall" does not exist (Some("did you mean \"memory.recall\"?"))"#]],
+        );
+    }
+
+    #[test]
+    fn an_unknown_field_is_refused() {
+        let line = r#"{"jsonrpc":"2.0","id":1,"method":"memory.remember","params":{"text":"x","colour":"red"}}"#;
+        let error = Call::parse(&RequestFrame::parse(line.as_bytes()).unwrap()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidParams);
+        assert!(error.message.contains("unknown field `colour`"), "{}", error.message);
+    }
+
+    #[test]
+    fn positional_parameters_are_refused_in_words() {
+        check(
+            r#"{"jsonrpc":"2.0","id":1,"method":"ping","params":[]}"#,
+            expect!["InvalidParams: params of ping must be an object (None)"],
+        );
+    }
+
+    #[test]
+    fn a_namespace_that_is_a_path_trick_is_refused() {
+        let line = r#"{"jsonrpc":"2.0","id":1,"method":"memory.remember","params":{"text":"x","namespace":"../etc"}}"#;
+        assert!(Call::parse(&RequestFrame::parse(line.as_bytes()).unwrap()).is_err());
+    }
+}
