@@ -13,9 +13,12 @@
 //! ```
 //!
 //! Every kernel has a scalar form that defines its result; the SIMD forms give the same bits. [`dispatch::Path`] says which
-//! forms this processor can run. Reading order: [`dispatch`], [`scan`].
+//! forms this processor can run. Reading order: [`dispatch`], [`scan`], [`codec`].
 
+pub mod codec;
 pub mod dispatch;
+mod parallel;
 pub mod scan;
 
+pub use codec::{Fit, Granularity, Quantized, Scheme, Spec, Width};
 pub use dispatch::Path;
