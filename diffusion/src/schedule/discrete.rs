@@ -131,7 +131,7 @@ mod tests {
         check(DiscreteSchedule::Linear, 0.25, 0.75, 4.0);
         check(DiscreteSchedule::LogLinear { eps: 0.2 }, 0.5, 0.6, 2.0);
         // 1 - cos(pi/4) and pi/2 * tan(pi/4).
-        check(DiscreteSchedule::Cosine, 0.5, 0.292_893_218_813, 1.570_796_326_795);
+        check(DiscreteSchedule::Cosine, 0.5, 1.0 - std::f64::consts::FRAC_1_SQRT_2, std::f64::consts::FRAC_PI_2);
         // sigma = sqrt(1e-5 * 20) = 0.014142135624; alpha = e^-sigma; weight = sigma ln(2e6) / (e^sigma - 1).
         check(DiscreteSchedule::Geometric { sigma_min: 1e-5, sigma_max: 20.0 }, 0.5, 0.985_957_392_6, 14.406_309_02);
         assert!((DiscreteSchedule::Linear.loss_weight_clipped(1e-3, 20.0) - 20.0).abs() < 1e-12);
