@@ -3,12 +3,16 @@
 //! Reading order: [`domain`] (the nouns), [`store`] (the trait that every store passes the same conformance suite for).
 
 pub mod domain;
+pub mod index;
+pub mod recall;
+pub mod state;
 pub mod store;
 
 pub use domain::{
     ForgetReceipt, ForgetSelector, Hit, HitExplanation, Memory, MemoryKind, MemoryState, Metadata, NewMemory, Recall,
     RecallFilter, RecallQuery, RememberReceipt, Signal,
 };
+pub use recall::{IndexOptions, RankedHit, RankedRecall, RecallIndex, context_texts};
 pub use store::{
     AckLevel, Document, MaintenanceReport, MaintenanceTask, MemoryStore, Operation, OperationKind, OperationOutcome,
     OperationResult, PendingEmbedding, Refusal, Scan, StoreError, StoreHealth, StoreStats,

@@ -1,0 +1,122 @@
+//! Finds memories that say nearly the same, from 64-bit signatures.
+//!
+//! The signature is a SimHash (Charikar 2002) of the words and word pairs of a text: texts that differ in case, spacing,
+//! punctuation or a few words of many have signatures a few bits apart; a short text with one word changed does not, which is
+//! meant: "2 cats" and "3 cats" are two facts. Two signatures at most 3 bits apart agree in one of four bands of 16 bits,
+//! so a look-up walks four chains.
+
+/// Signatures at most this many bits apart are near duplicates; four bands find every pair up to 3.
+const BITS_APART_MAX: u32 = 3;
+/// A chain is followed at most this far: a band that thousands share says nothing.
+const CHAIN_STEPS_MAX: usize = 256;
+const BANDS: usize = 4;
+const NONE: u32 = u32::MAX;
+
+/// Signatures of all rows, chained by band.
+#[derive(Debug)]
+pub struct Duplicates {
+    signatures: Vec<u64>,
+    heads: Vec<u32>,
+    nexts: Vec<[u32; BANDS]>,
+}
+
+impl Default for Duplicates {
+    fn default() -> Self {
+        Self { signatures: Vec::new(), heads: vec![NONE; BANDS << 16], nexts: Vec::new() }
+    }
+}
+
+impl Duplicates {
+    /// Adds the next row.
+    pub fn push(&mut self, signature: u64) {
+        let row = self.signatures.len() as u32;
+        self.signatures.push(signature);
+        let mut next = [NONE; BANDS];
+        for (band, next) in next.iter_mut().enumerate() {
+            *next = std::mem::replace(&mut self.heads[slot(signature, band)], row);
+        }
+        self.nexts.push(next);
+    }
+
+    /// The nearest accepted row with nearly this signature; the newest among equals.
+    pub fn find(&self, signature: u64, accept: impl Fn(u32) -> bool) -> Option<u32> {
+        let mut best: Option<(u32, u32)> = None;
+        for band in 0..BANDS {
+            let mut row = self.heads[slot(signature, band)];
+            for _ in 0..CHAIN_STEPS_MAX {
+                if row == NONE {
+                    break;
+                }
+                let apart = (self.signatures[row as usize] ^ signature).count_ones();
+                if apart <= BITS_APART_MAX && best.is_none_or(|(least, _)| apart < least) && accept(row) {
+                    best = Some((apart, row));
+                }
+                row = self.nexts[row as usize][band];
+            }
+        }
+        best.map(|(_, row)| row)
+    }
+
+    /// How alike two rows are by their signatures: the cosine that SimHash estimates.
+    pub fn similarity(&self, a: u32, b: u32) -> f32 {
+        let apart = (self.signatures[a as usize] ^ self.signatures[b as usize]).count_ones();
+        (std::f32::consts::PI * apart as f32 / 64.0).cos().max(0.0)
+    }
+
+    /// Bytes on the heap.
+    pub fn bytes(&self) -> u64 {
+        (self.signatures.capacity() * 8 + self.heads.capacity() * 4 + self.nexts.capacity() * 16) as u64
+    }
+}
+
+fn slot(signature: u64, band: usize) -> usize {
+    band << 16 | (signature >> (16 * band) & 0xffff) as usize
+}
+
+/// The SimHash of a text's words and word pairs.
+pub fn signature(text: &str) -> u64 {
+    let mut sums = [0_i32; 64];
+    let mut before = 0_u64;
+    for word in text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()) {
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        for letter in word.chars().flat_map(char::to_lowercase) {
+            hash = (hash ^ letter as u64).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+        for feature in [hash, hash.rotate_left(17) ^ before] {
+            let mixed = mix(feature);
+            for (bit, sum) in sums.iter_mut().enumerate() {
+                *sum += if mixed >> bit & 1 == 1 { 1 } else { -1 };
+            }
+        }
+        before = hash;
+    }
+    sums.iter().enumerate().fold(0, |signature, (bit, sum)| signature | u64::from(*sum > 0) << bit)
+}
+
+/// The finaliser of SplitMix64.
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn case_and_punctuation_do_not_matter() {
+        let mut rows = Duplicates::default();
+        rows.push(signature("The daemon restarts after a reboot."));
+        rows.push(signature("Anna plays the violin on Tuesdays."));
+        assert_eq!(rows.find(signature("the daemon  restarts after a REBOOT!"), |_| true), Some(0));
+        assert_eq!(rows.find(signature("the daemon restarts after a reboot"), |row| row != 0), None);
+    }
+
+    #[test]
+    fn a_changed_number_in_a_short_text_is_another_fact() {
+        let mut rows = Duplicates::default();
+        rows.push(signature("Anna has 2 cats"));
+        assert_eq!(rows.find(signature("Anna has 3 cats"), |_| true), None);
+    }
+}

@@ -1,0 +1,10 @@
+//! The searchable columns beside the store: postings, codes, signatures and filters, none of which hold a text.
+//!
+//! Reading order: [`bitmap`], [`columns`], [`tokens`], [`text`], [`vectors`], [`duplicates`].
+
+pub mod bitmap;
+pub mod columns;
+pub mod duplicates;
+pub mod text;
+pub mod tokens;
+pub mod vectors;

@@ -1,0 +1,207 @@
+//! Ranked recall: everything between a question and an ordered list of ids with reasons.
+//!
+//! [`RecallIndex`] is what a store keeps beside its records. It holds no texts; where a text is needed (phrases in quotes) the
+//! store's `fetch` is asked. Reading order: [`query`], [`fusion`], [`context`], [`confidence`], [`rerank`], [`RecallIndex`].
+
+pub mod confidence;
+pub mod context;
+pub mod fusion;
+pub mod query;
+pub mod rank;
+pub mod rerank;
+
+use mneme_base::{Embedding, MemoryId, Timestamp};
+
+pub use context::context_texts;
+pub use rank::RankingOptions;
+pub use rerank::{RerankScores, fuse_reranked};
+
+use crate::domain::{HitExplanation, Memory, RecallQuery};
+use crate::index::columns::Columns;
+use crate::index::duplicates::{Duplicates, signature};
+use crate::index::text::{ROWS_MAX, TextIndex, metadata_term};
+use crate::index::tokens::Tokenizer;
+use crate::index::vectors::VectorView;
+use crate::store::StoreError;
+
+/// How many memories before and after a memory are its context.
+pub const NEIGHBOUR_REACH: usize = 2;
+/// The index is rebuilt when more than this share of its rows is dead, and at least [`DEAD_ROWS_MIN`].
+const DEAD_SHARE_MAX: f64 = 0.25;
+/// Fewer dead rows than this are not worth a rebuild.
+const DEAD_ROWS_MIN: usize = 4_096;
+
+/// What an index is built with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct IndexOptions {
+    /// Keep half-precision vectors beside the int8 codes: exact order for twice more memory per vector.
+    pub keep_half_vectors: bool,
+    /// Threads of one vector scan.
+    pub scan_threads: usize,
+    /// How rankings are weighed.
+    pub ranking: RankingOptions,
+}
+
+impl Default for IndexOptions {
+    fn default() -> Self {
+        Self { keep_half_vectors: true, scan_threads: 2, ranking: RankingOptions::default() }
+    }
+}
+
+/// One ranked memory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RankedHit {
+    /// The memory.
+    pub id: MemoryId,
+    /// The fused score, comparable within one recall only.
+    pub score: f32,
+    /// How it came to its place, when asked for.
+    pub explanation: Option<HitExplanation>,
+}
+
+/// The order of a recall, before the store puts the memories in.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct RankedRecall {
+    /// The hits, best first.
+    pub hits: Vec<RankedHit>,
+    /// Probably nothing answers the question.
+    pub abstain: bool,
+    /// The estimated probability that at least one hit is relevant.
+    pub confidence: f32,
+    /// What was not available.
+    pub degraded: Vec<String>,
+}
+
+/// The in-memory index of a store. One writer, many readers: wrap it in a lock.
+///
+/// A crash loses it whole; the store builds it again from its records.
+#[derive(Debug)]
+pub struct RecallIndex {
+    options: IndexOptions,
+    tokenizer: Tokenizer,
+    pub(crate) columns: Columns,
+    pub(crate) text: TextIndex,
+    pub(crate) own: VectorView,
+    pub(crate) context: VectorView,
+    duplicates: Duplicates,
+}
+
+impl RecallIndex {
+    /// An empty index.
+    pub fn new(options: IndexOptions) -> Self {
+        Self {
+            tokenizer: Tokenizer::new(),
+            columns: Columns::default(),
+            text: TextIndex::default(),
+            own: VectorView::new(options.keep_half_vectors),
+            context: VectorView::new(options.keep_half_vectors),
+            duplicates: Duplicates::default(),
+            options,
+        }
+    }
+
+    /// What it was built with.
+    pub fn options(&self) -> &IndexOptions {
+        &self.options
+    }
+
+    /// Takes a memory in, or brings it up to date. A change of state, trust or validity keeps the row and its vectors;
+    /// a change of the content starts anew without vectors. Cost: linear in the text.
+    pub fn upsert(&mut self, memory: &Memory) {
+        if let Some(row) = self.columns.row(memory.id) {
+            if self.columns.same_frame(row, memory) {
+                self.columns.refresh(row, memory);
+                return;
+            }
+            self.remove(memory.id);
+        }
+        if self.columns.len() >= ROWS_MAX as usize {
+            tracing::error!(rows = self.columns.len(), "recall index is full, memory is stored but not searchable");
+            return;
+        }
+        let row = self.columns.push(memory);
+        let metadata = memory.metadata.iter().map(|(key, value)| metadata_term(key, value));
+        self.text.push(row, &self.tokenizer, &memory.text, metadata);
+        self.duplicates.push(signature(&memory.text));
+    }
+
+    /// Forgets a memory: no recall returns it from now on, its vectors are wiped. Says whether it was there.
+    pub fn remove(&mut self, id: MemoryId) -> bool {
+        let Some(row) = self.columns.kill(id) else { return false };
+        self.text.kill(row);
+        self.own.remove(row);
+        self.context.remove(row);
+        true
+    }
+
+    /// Puts a memory's vectors: of its own text, then of its text with context, as [`context_texts`] gives them.
+    /// Unknown ids are skipped; missing views stay as they are.
+    pub fn set_embeddings(&mut self, id: MemoryId, embeddings: &[Embedding]) {
+        let Some(row) = self.columns.row(id) else { return };
+        for (view, embedding) in [&mut self.own, &mut self.context].into_iter().zip(embeddings) {
+            view.set(row, embedding);
+        }
+    }
+
+    /// Forgets all vectors, for a generation that cannot be compared with the old one.
+    pub fn clear_embeddings(&mut self) {
+        self.own = VectorView::new(self.options.keep_half_vectors);
+        self.context = VectorView::new(self.options.keep_half_vectors);
+    }
+
+    /// The memories nearest in the same thread and namespace: up to [`NEIGHBOUR_REACH`] before and after, in thread order.
+    /// Empty for a memory without thread or position.
+    pub fn neighbours(&self, id: MemoryId) -> Vec<MemoryId> {
+        let Some(row) = self.columns.row(id) else { return Vec::new() };
+        let mut rows = self.columns.neighbours(row, NEIGHBOUR_REACH);
+        rows.sort_unstable_by_key(|row| self.columns.position(*row));
+        rows.into_iter().map(|row| self.columns.id(row)).collect()
+    }
+
+    /// A live memory of the namespace whose text is nearly this one: the same up to case, punctuation and a few words of many.
+    pub fn near_duplicate(&self, text: &str, namespace: &mneme_base::Namespace) -> Option<MemoryId> {
+        let namespace = self.columns.namespace_names.get(namespace.as_str())?;
+        let accept = |row| self.columns.live().contains(row) && self.columns.namespace(row) == namespace;
+        self.duplicates.find(signature(text), accept).map(|row| self.columns.id(row))
+    }
+
+    /// Whether so many rows are dead that the index should be built anew from the store's records.
+    pub fn wants_rebuild(&self) -> bool {
+        let dead = self.columns.len() - self.columns.live_count();
+        dead >= DEAD_ROWS_MIN && dead as f64 > DEAD_SHARE_MAX * self.columns.len() as f64
+    }
+
+    /// How many memories are in it.
+    pub fn len(&self) -> usize {
+        self.columns.live_count()
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of the heap that it takes, nearly.
+    pub fn bytes(&self) -> u64 {
+        self.columns.bytes() + self.text.bytes() + self.own.bytes() + self.context.bytes() + self.duplicates.bytes()
+    }
+
+    /// Ranks the memories that answer a question.
+    ///
+    /// `embedding` is of the question; without it, or where no memory has a vector of its dimensions, the answer is from text
+    /// and `degraded` says `embedding`. `fetch` gives memories whose text has to be looked at: only for phrases in quotes.
+    /// Cost: one pass over the codes of the allowed rows per view, one step per posting of the question's words.
+    pub fn recall(
+        &self,
+        query: &RecallQuery,
+        embedding: Option<&Embedding>,
+        now: Timestamp,
+        fetch: &dyn Fn(MemoryId) -> Option<Memory>,
+    ) -> Result<RankedRecall, StoreError> {
+        let parsed = query::ParsedQuery::new(query, now, &self.tokenizer)?;
+        Ok(rank::rank(self, query, &parsed, embedding, fetch))
+    }
+}
+
+#[cfg(test)]
+mod tests;
