@@ -1,0 +1,57 @@
+//! Where the models lie on disk.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{ModelError, Result};
+
+/// The folder that set-up fills.
+#[derive(Debug, Clone)]
+pub struct Assets {
+    root: PathBuf,
+}
+
+impl Assets {
+    /// Uses this folder.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// Looks for the folder: the one given, else `.assets` beside or above the working directory and the program.
+    pub fn find(given: Option<&Path>) -> Result<Self> {
+        if let Some(given) = given {
+            if given.join("models").is_dir() {
+                return Ok(Self::at(given));
+            }
+            return Err(ModelError::load("models", format!("{} has no folder models", given.display())));
+        }
+        let here = std::env::current_dir().ok();
+        let program = std::env::current_exe().ok();
+        let starts = [here, program].into_iter().flatten();
+        let candidates = starts.flat_map(|start| start.ancestors().map(|folder| folder.join(".assets")).collect::<Vec<_>>());
+        candidates
+            .into_iter()
+            .find(|folder| folder.join("models").is_dir())
+            .map(Self::at)
+            .ok_or_else(|| ModelError::load("models", "no folder .assets with models was found; run `cargo xtask setup`"))
+    }
+
+    /// Weights of the embedder.
+    pub fn embedder_weights(&self) -> PathBuf {
+        self.root.join("models/all-MiniLM-L6-v2/model.safetensors")
+    }
+
+    /// Tokenizer of the embedder.
+    pub fn embedder_tokenizer(&self) -> PathBuf {
+        self.root.join("models/all-MiniLM-L6-v2/tokenizer.json")
+    }
+
+    /// Weights and tokenizer of the generator.
+    pub fn generator(&self) -> PathBuf {
+        self.root.join("models/smollm2-135m-instruct/smollm2.gguf")
+    }
+
+    /// The adapter that turns the base generator into a diffusion model, when there is one.
+    pub fn adapter_zero(&self) -> PathBuf {
+        self.root.join("models/adapter-zero")
+    }
+}

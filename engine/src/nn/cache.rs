@@ -1,0 +1,71 @@
+//! Keys and values of a prefix that does not change any more.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{ModelError, Result};
+
+/// Keys and values of every layer for a fixed number of positions, filled from the left.
+///
+/// Positions past [`KvCache::len`] are scratch: a window may be written there and overwritten by the next until it is
+/// committed. Memory: `2 * layers * kv_heads * capacity * head` elements.
+#[derive(Debug)]
+pub struct KvCache {
+    /// For each layer `[kv_heads, capacity, head]`.
+    layers: Vec<(Tensor, Tensor)>,
+    len: i64,
+    capacity: i64,
+}
+
+impl KvCache {
+    /// Makes an empty cache.
+    pub fn new(layers: usize, kv_heads: i64, head: i64, capacity: i64, kind: Kind, device: Device) -> Result<Self> {
+        let make = || Tensor::f_zeros([kv_heads, capacity, head], (kind, device));
+        let layers = (0..layers).map(|_| Ok((make()?, make()?))).collect::<Result<_>>()?;
+        Ok(Self { layers, len: 0, capacity })
+    }
+
+    /// Positions that are committed.
+    pub fn len(&self) -> i64 {
+        self.len
+    }
+
+    /// Whether nothing is committed.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Positions that fit in all.
+    pub fn capacity(&self) -> i64 {
+        self.capacity
+    }
+
+    /// Commits the first `positions` of the window that was written last.
+    pub fn commit(&mut self, positions: i64) {
+        self.len = (self.len + positions).min(self.capacity);
+    }
+
+    /// Drops committed positions past `len`: their window is decided anew.
+    pub fn truncate(&mut self, len: i64) {
+        self.len = self.len.min(len.max(0));
+    }
+
+    /// Writes a window behind the committed positions and returns all keys and values up to its end.
+    ///
+    /// # Shapes
+    /// `keys`, `values`: `[kv_heads, window, head]` -> `[kv_heads, len + window, head]`, views of the cache.
+    pub(crate) fn extend(&mut self, layer: usize, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
+        let window = keys.size().get(1).copied().unwrap_or(0);
+        let end = self.len + window;
+        if end > self.capacity {
+            let problem = format!("{end} positions are needed, the cache holds {}", self.capacity);
+            return Err(ModelError::load("window", problem));
+        }
+        let (all_keys, all_values) =
+            self.layers.get(layer).ok_or_else(|| ModelError::load("cache", format!("it has no layer {layer}")))?;
+        let (mut key_slot, mut value_slot) =
+            (all_keys.f_narrow(1, self.len, window)?, all_values.f_narrow(1, self.len, window)?);
+        key_slot.f_copy_(keys)?;
+        value_slot.f_copy_(values)?;
+        Ok((all_keys.f_narrow(1, 0, end)?, all_values.f_narrow(1, 0, end)?))
+    }
+}

@@ -1,0 +1,46 @@
+//! How libtorch is set up in this process: threads, device and number format.
+
+use std::num::NonZero;
+
+use tch::{Device, Kind};
+
+/// Environment that keeps libtorch's memory bounded under changing shapes. It must be set before the process starts:
+/// oneDNN's caches of compiled kernels grow with every new shape, and glibc keeps an arena for every thread.
+pub const ENVIRONMENT: [(&str, &str); 4] = [
+    ("LRU_CACHE_CAPACITY", "1"),
+    ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64"),
+    ("MALLOC_ARENA_MAX", "2"),
+    ("OMP_WAIT_POLICY", "passive"),
+];
+
+/// What the networks run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Runtime {
+    /// The device of all tensors.
+    pub device: Device,
+    /// The kind of weights and of matrix products; sums, norms and softmax stay in f32.
+    pub compute: Kind,
+    /// Threads of one operation.
+    pub threads: usize,
+}
+
+impl Runtime {
+    /// Sets libtorch's threads and picks device and number format for this machine. Call once, before any tensor.
+    ///
+    /// `threads`: 0 takes one for each processor.
+    pub fn start(threads: usize) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let threads = if threads == 0 { processors } else { threads.min(processors) };
+        tch::set_num_threads(i32::try_from(threads).unwrap_or(1));
+        let device = Device::cuda_if_available();
+        let compute = if device.is_cuda() || fast_bf16() { Kind::BFloat16 } else { Kind::Float };
+        Self { device, compute, threads }
+    }
+}
+
+/// Whether bf16 matrix products run on matrix units here: oneDNN emulates them elsewhere, slower than f32.
+fn fast_bf16() -> bool {
+    let flags = fs_err::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let first = flags.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    first.split_ascii_whitespace().any(|flag| flag == "amx_bf16" || flag == "avx512_bf16")
+}

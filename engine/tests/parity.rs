@@ -1,0 +1,81 @@
+//! The networks compute what `transformers` computes with the same weights. See `golden/make_golden.py`.
+
+use std::path::PathBuf;
+
+use mneme_engine::assets::Assets;
+use mneme_engine::load;
+use mneme_engine::nn::backbone::Window;
+use mneme_engine::nn::visibility::Visibility;
+use mneme_engine::runtime::Runtime;
+use tch::{Device, Kind, Tensor};
+
+/// Vocabulary ids whose logits the golden file holds.
+const PROBES: [usize; 8] = [0, 1, 28, 253, 1024, 9906, 30000, 49151];
+
+/// f32 on another order of summation: thirty layers leave errors of this size in logits of up to 30.
+const LOGIT_ERROR_MAX: f32 = 2e-3;
+
+fn assets() -> Option<Assets> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../.assets");
+    let found = root.join("models").is_dir();
+    if !found {
+        println!("skipped: .assets is missing, run `cargo xtask setup`");
+    }
+    found.then(|| Assets::at(root))
+}
+
+struct Bytes(Vec<u8>, usize);
+
+impl Bytes {
+    fn golden(name: &str) -> Self {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+        Self(fs_err::read(path).unwrap(), 0)
+    }
+
+    fn take(&mut self, count: usize) -> &[u8] {
+        self.1 += count;
+        &self.0[self.1 - count..self.1]
+    }
+
+    fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.take(4).try_into().unwrap())
+    }
+
+    fn f32(&mut self) -> f32 {
+        f32::from_bits(self.u32())
+    }
+}
+
+#[test]
+fn generator_logits_equal_transformers_on_a_thousand_positions() {
+    let Some(assets) = assets() else { return };
+    let runtime = Runtime { device: Device::Cpu, compute: Kind::Float, threads: 2 };
+    let file = load::open_gguf(&assets.generator()).unwrap();
+    let backbone = load::llama_from_gguf(&file, 18, true, runtime).unwrap();
+    let _guard = tch::no_grad_guard();
+    let mut golden = Bytes::golden("generator.bin");
+    let (mut positions_seen, mut error_max, mut sum_error_max) = (0, 0.0_f32, 0.0_f32);
+    for _ in 0..golden.u32() {
+        let length = golden.u32();
+        let tokens: Vec<i64> = (0..length).map(|_| i64::from(golden.u32())).collect();
+        let positions: Vec<i64> = (0..i64::from(length)).collect();
+        let window = Window { tokens: &tokens, positions: &positions, visibility: Visibility::Causal };
+        let logits = backbone.logits(&backbone.hidden(&window, None, None).unwrap()).unwrap();
+        let sums = Vec::<f32>::try_from(&logits.logsumexp(-1, false)).unwrap();
+        let best = Vec::<i64>::try_from(&logits.argmax(-1, false)).unwrap();
+        let probes = Tensor::from_slice(&PROBES.map(|id| id as i64));
+        let probed = Vec::<Vec<f32>>::try_from(&logits.index_select(1, &probes)).unwrap();
+        let largest = Vec::<f32>::try_from(&logits.amax([-1], false)).unwrap();
+        for position in 0..length as usize {
+            assert_eq!(i64::from(golden.u32()), best[position], "argmax of position {position}");
+            error_max = error_max.max((golden.f32() - largest[position]).abs());
+            sum_error_max = sum_error_max.max((golden.f32() - sums[position]).abs());
+            for value in &probed[position] {
+                error_max = error_max.max((golden.f32() - value).abs());
+            }
+            positions_seen += 1;
+        }
+    }
+    println!("{positions_seen} positions: largest logit error {error_max:e}, log-sum-exp error {sum_error_max:e}");
+    assert!(positions_seen >= 1_000 && error_max < LOGIT_ERROR_MAX && sum_error_max < LOGIT_ERROR_MAX);
+}
