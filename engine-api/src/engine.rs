@@ -30,6 +30,11 @@ impl CancelToken {
         self.cancelled.store(true, Ordering::Release);
     }
 
+    /// The time until the deadline, when there is one.
+    pub fn remaining(&self) -> Option<Duration> {
+        self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+
     /// Fails when the work should stop; for use with `?` between steps.
     pub fn check(&self) -> Result<(), EngineError> {
         if self.cancelled.load(Ordering::Acquire) {

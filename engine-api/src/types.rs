@@ -35,6 +35,21 @@ pub struct EngineInfo {
     pub trains: Vec<AdapterLevel>,
 }
 
+impl EngineInfo {
+    /// What is said of an engine that has not been started yet.
+    pub fn unknown() -> Self {
+        Self {
+            name: String::from("not started"),
+            embedding_generation: EmbeddingGeneration(String::new()),
+            embedding_dimensions: 0,
+            model: String::new(),
+            base_hash: ContentHash::from_bytes([0; 32]),
+            canvas_tokens_max: 0,
+            trains: Vec::new(),
+        }
+    }
+}
+
 /// What a text is embedded for; some models treat the two differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,0 +1,448 @@
+//! An engine in a child process, seen from the daemon: started on first need, restarted within limits, killed when it hangs.
+//!
+//! A native abort, an out-of-memory kill or a hang of the child costs the calls that were under way, and nothing else.
+
+use std::collections::{HashMap, VecDeque};
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use mneme_base::Embedding;
+
+use crate::engine::{CancelToken, Engine, EngineError};
+use crate::types::{
+    CanvasEvent, EmbedPurpose, EngineInfo, GenerateRequest, Generation, ScoreItem, ScoreOutcome, TrainEvent, TrainJob,
+    TrainOutcome,
+};
+use crate::wire::{Ask, FromEngine, Greeting, Tell, ToEngine, WIRE_VERSION, WireError, read_frame, write_frame};
+
+/// Events of one call that wait for its caller; a slow caller loses canvas events, never the result.
+const CALL_EVENTS_MAX: usize = 64;
+/// How often a waiting call looks whether it was cancelled (milliseconds).
+const CANCEL_POLL_MS: u64 = 20;
+
+/// How an engine process is started and watched.
+#[derive(Debug, Clone)]
+pub struct ProcessOptions {
+    /// The program, such as `mneme-engine`.
+    pub program: PathBuf,
+    /// Arguments after `serve` or `train JOB`.
+    pub arguments: Vec<OsString>,
+    /// Environment variables that are set for it.
+    pub environment: Vec<(OsString, OsString)>,
+    /// How long it may take from start to greeting: models are loaded in it.
+    pub start_timeout: Duration,
+    /// How long a call may run past its own deadline before the process counts as hung and is killed.
+    pub hang_grace: Duration,
+    /// Starts allowed within `restart_window`; more, and the engine stays away until the window has passed.
+    pub restarts_max: u32,
+    /// See `restarts_max`.
+    pub restart_window: Duration,
+    /// The deadline of calls whose token has none.
+    pub call_timeout: Duration,
+}
+
+impl ProcessOptions {
+    /// Settings for a program that suit a desktop.
+    pub fn new(program: impl Into<PathBuf>) -> Self {
+        Self {
+            program: program.into(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            start_timeout: Duration::from_mins(1),
+            hang_grace: Duration::from_secs(2),
+            restarts_max: 5,
+            restart_window: Duration::from_mins(1),
+            call_timeout: Duration::from_mins(2),
+        }
+    }
+}
+
+/// A running child and what its reader thread shares with the callers.
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    writer: Arc<Mutex<UnixStream>>,
+    calls: Calls,
+    info: EngineInfo,
+}
+
+/// What a caller keeps of a running process.
+struct Connection {
+    writer: Arc<Mutex<UnixStream>>,
+    calls: Calls,
+    pid: u32,
+}
+
+type Calls = Arc<Mutex<HashMap<u64, SyncSender<Tell>>>>;
+
+/// The state of the supervision.
+#[derive(Debug, Default)]
+struct Supervision {
+    running: Option<Running>,
+    starts: VecDeque<Instant>,
+    last_failure: Option<String>,
+    last_info: Option<EngineInfo>,
+}
+
+/// An engine that lives in a child process. Cheap to share; calls may come from many threads.
+#[derive(Debug)]
+pub struct EngineProcess {
+    options: ProcessOptions,
+    supervision: Mutex<Supervision>,
+    next_call: AtomicU64,
+    restarts: AtomicU64,
+    trainer: Mutex<Option<u32>>,
+}
+
+impl EngineProcess {
+    /// Prepares an engine; nothing is started yet.
+    pub fn new(options: ProcessOptions) -> Self {
+        Self {
+            options,
+            supervision: Mutex::default(),
+            next_call: AtomicU64::new(1),
+            restarts: AtomicU64::new(0),
+            trainer: Mutex::new(None),
+        }
+    }
+
+    /// How often the process was started again after the first time.
+    pub fn restarts(&self) -> u64 {
+        self.restarts.load(Ordering::Relaxed)
+    }
+
+    /// The process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.lock().running.as_ref().map(|running| running.child.id())
+    }
+
+    /// The trainer's process id, while one runs.
+    pub fn trainer_pid(&self) -> Option<u32> {
+        *self.trainer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the process now, if it is not running, and returns what it is.
+    pub fn ensure_started(&self) -> Result<EngineInfo, EngineError> {
+        self.with_running(|running| Ok(running.info.clone()))
+    }
+
+    /// Ends the process, if it runs.
+    pub fn stop(&self) {
+        let running = self.lock().running.take();
+        if let Some(running) = running {
+            end(running);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Supervision> {
+        self.supervision.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `use_it` with a live process, starting one when there is none.
+    fn with_running<T>(&self, use_it: impl FnOnce(&Running) -> Result<T, EngineError>) -> Result<T, EngineError> {
+        let mut supervision = self.lock();
+        let died = supervision.running.as_mut().and_then(|running| match running.child.try_wait() {
+            Ok(None) => None,
+            Ok(Some(status)) => Some(format!("process ended with {status}")),
+            Err(error) => Some(format!("process cannot be observed: {error}")),
+        });
+        if let Some(reason) = died {
+            tracing::warn!(reason, "engine died");
+            supervision.last_failure = Some(reason);
+            if let Some(running) = supervision.running.take() {
+                end(running);
+            }
+        }
+        if supervision.running.is_none() {
+            self.admit_start(&mut supervision)?;
+            match self.start() {
+                Ok(running) => {
+                    supervision.last_info = Some(running.info.clone());
+                    supervision.running = Some(running);
+                }
+                Err(error) => {
+                    supervision.last_failure = Some(error.to_string());
+                    return Err(error);
+                }
+            }
+        }
+        use_it(supervision.running.as_ref().expect("a process was started above"))
+    }
+
+    fn admit_start(&self, supervision: &mut Supervision) -> Result<(), EngineError> {
+        let now = Instant::now();
+        while supervision.starts.front().is_some_and(|start| now.duration_since(*start) > self.options.restart_window) {
+            supervision.starts.pop_front();
+        }
+        if supervision.starts.len() as u32 >= self.options.restarts_max {
+            let last = supervision.last_failure.as_deref().unwrap_or("unknown reason");
+            let reason = format!(
+                "it was started {} times in {} s and is left alone for a while; last failure: {last}",
+                supervision.starts.len(),
+                self.options.restart_window.as_secs()
+            );
+            return Err(EngineError::Unavailable { reason });
+        }
+        if !supervision.starts.is_empty() {
+            self.restarts.fetch_add(1, Ordering::Relaxed);
+        }
+        supervision.starts.push_back(now);
+        Ok(())
+    }
+
+    fn start(&self) -> Result<Running, EngineError> {
+        let unavailable = |what: &str, error: &dyn std::fmt::Display| EngineError::Unavailable {
+            reason: format!("{what} {}: {error}", self.options.program.display()),
+        };
+        let (ours, theirs) = UnixStream::pair().map_err(|error| unavailable("no socket pair for", &error))?;
+        let mut child = Command::new(&self.options.program)
+            .arg("serve")
+            .args(&self.options.arguments)
+            .envs(self.options.environment.iter().cloned())
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| unavailable("cannot start", &error))?;
+        if let Some(stderr) = child.stderr.take() {
+            forward_log(stderr);
+        }
+        tracing::info!(pid = child.id(), program = %self.options.program.display(), "engine started");
+        match greet(&ours, self.options.start_timeout) {
+            Ok(info) => {
+                let calls = Calls::default();
+                let reader = ours.try_clone().map_err(|error| unavailable("no second handle for", &error))?;
+                let for_reader = Arc::clone(&calls);
+                std::thread::Builder::new()
+                    .name("engine-reader".into())
+                    .spawn(move || read_replies(reader, &for_reader))
+                    .map_err(|error| unavailable("no reader thread for", &error))?;
+                Ok(Running { child, writer: Arc::new(Mutex::new(ours)), calls, info })
+            }
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(unavailable("no greeting from", &error))
+            }
+        }
+    }
+
+    /// Sends a call and waits for its end, passing on what comes in between.
+    fn call(
+        &self,
+        cancel: &CancelToken,
+        ask: impl FnOnce(u64) -> Ask,
+        mut observe: impl FnMut(CanvasEvent),
+    ) -> Result<Tell, EngineError> {
+        cancel.check()?;
+        let within = cancel.remaining().unwrap_or(self.options.call_timeout);
+        let call = self.next_call.fetch_add(1, Ordering::Relaxed);
+        let frame = ToEngine { call, body: ask(u64::try_from(within.as_millis()).unwrap_or(u64::MAX).max(1)) };
+        let (receiver, connection) = match self.send(&frame) {
+            // It died between two calls and nobody had noticed: the call was not delivered, so a new process may have it.
+            Err(EngineError::Unavailable { .. }) => self.send(&frame)?,
+            sent => sent?,
+        };
+        let Connection { writer, calls, pid } = connection;
+        let hung_at = Instant::now() + within + self.options.hang_grace;
+        let mut cancel_sent = false;
+        loop {
+            match receiver.recv_timeout(Duration::from_millis(CANCEL_POLL_MS)) {
+                Ok(Tell::Canvas(event)) => observe(event),
+                Ok(Tell::Failed(error)) => return Err(error),
+                Ok(tell) => return Ok(tell),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(EngineError::Unavailable { reason: format!("process {pid} died during the call") });
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if !cancel_sent && let Err(reason) = cancel.check() {
+                cancel_sent = true;
+                tracing::debug!(call, %reason, "engine call is being cancelled");
+                let frame = ToEngine { call, body: Ask::Cancel { call } };
+                let _ = write_frame(&mut *writer.lock().unwrap_or_else(PoisonError::into_inner), &frame);
+            }
+            if Instant::now() >= hung_at {
+                calls.lock().unwrap_or_else(PoisonError::into_inner).remove(&call);
+                self.kill_hung(pid);
+                return Err(EngineError::DeadlineExceeded);
+            }
+        }
+    }
+
+    /// Delivers a call to a live process; what comes back arrives at the receiver.
+    fn send(&self, frame: &ToEngine) -> Result<(Receiver<Tell>, Connection), EngineError> {
+        let (sender, receiver) = sync_channel(CALL_EVENTS_MAX);
+        let connection = self.with_running(|running| {
+            running.calls.lock().unwrap_or_else(PoisonError::into_inner).insert(frame.call, sender);
+            Ok(Connection {
+                writer: Arc::clone(&running.writer),
+                calls: Arc::clone(&running.calls),
+                pid: running.child.id(),
+            })
+        })?;
+        let sent = write_frame(&mut *connection.writer.lock().unwrap_or_else(PoisonError::into_inner), frame);
+        let Err(error) = sent else {
+            return Ok((receiver, connection));
+        };
+        connection.calls.lock().unwrap_or_else(PoisonError::into_inner).remove(&frame.call);
+        // A frame over the limit is the caller's fault, everything else the connection's.
+        if let WireError::TooLong { bytes } = error {
+            return Err(EngineError::invalid("request", format!("has {bytes} bytes, too many for one call")));
+        }
+        let pid = connection.pid;
+        self.discard(pid, "it could not be written to");
+        Err(EngineError::Unavailable { reason: format!("process {pid} cannot be written to: {error}") })
+    }
+
+    fn kill_hung(&self, pid: u32) {
+        tracing::warn!(pid, "engine hangs past its deadline and is killed");
+        self.discard(pid, "it hung past a deadline and was killed");
+    }
+
+    /// Ends that process, unless another one took its place already.
+    fn discard(&self, pid: u32, reason: &str) {
+        let mut supervision = self.lock();
+        if supervision.running.as_ref().is_some_and(|running| running.child.id() == pid) {
+            supervision.last_failure = Some(reason.to_owned());
+            if let Some(running) = supervision.running.take() {
+                end(running);
+            }
+        }
+    }
+}
+
+impl Drop for EngineProcess {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Engine for EngineProcess {
+    fn info(&self) -> EngineInfo {
+        // Before the first start there is nothing to say yet; callers that need the truth call `ensure_started`.
+        let known = self.lock().last_info.clone();
+        known.unwrap_or_else(EngineInfo::unknown)
+    }
+
+    fn embed(
+        &self,
+        texts: &[String],
+        purpose: EmbedPurpose,
+        cancel: &CancelToken,
+    ) -> Result<Vec<Embedding>, EngineError> {
+        let ask = |within_ms| Ask::Embed { texts: texts.to_vec(), purpose, within_ms };
+        match self.call(cancel, ask, |_| {})? {
+            Tell::Embedded(vectors) if vectors.len() == texts.len() => vectors
+                .into_iter()
+                .map(|vector| Embedding::normalized(vector).map_err(|error| unexpected(&error.to_string())))
+                .collect(),
+            Tell::Embedded(vectors) => Err(unexpected(&format!("{} vectors for {} texts", vectors.len(), texts.len()))),
+            _ => Err(unexpected("another reply than vectors")),
+        }
+    }
+
+    fn generate(
+        &self,
+        request: &GenerateRequest,
+        observe: &mut dyn FnMut(CanvasEvent),
+        cancel: &CancelToken,
+    ) -> Result<Generation, EngineError> {
+        let ask = |within_ms| Ask::Generate { request: Box::new(request.clone()), within_ms };
+        match self.call(cancel, ask, observe)? {
+            Tell::Generated(generation) => Ok(*generation),
+            _ => Err(unexpected("another reply than a generation")),
+        }
+    }
+
+    fn score(&self, items: &[ScoreItem], cancel: &CancelToken) -> Result<Vec<ScoreOutcome>, EngineError> {
+        let ask = |within_ms| Ask::Score { items: items.to_vec(), within_ms };
+        match self.call(cancel, ask, |_| {})? {
+            Tell::Scored(scores) if scores.len() == items.len() => Ok(scores),
+            _ => Err(unexpected("another reply than a score for each text")),
+        }
+    }
+
+    /// Trains in a process of its own (`PROGRAM train JOB`), so that serving goes on beside it.
+    fn train(
+        &self,
+        job: &TrainJob,
+        observe: &mut dyn FnMut(TrainEvent),
+        cancel: &CancelToken,
+    ) -> Result<TrainOutcome, EngineError> {
+        crate::trainer::run(&self.options, job, observe, cancel, &self.trainer)
+    }
+}
+
+fn unexpected(what: &str) -> EngineError {
+    EngineError::Internal { reason: format!("engine process sent {what}") }
+}
+
+/// Exchanges greetings and asks what the engine is, within a time.
+fn greet(stream: &UnixStream, within: Duration) -> Result<EngineInfo, WireError> {
+    stream.set_read_timeout(Some(within))?;
+    let mut both = stream;
+    write_frame(&mut both, &Greeting::OURS)?;
+    let theirs: Greeting = read_frame(&mut both)?;
+    if theirs != Greeting::OURS {
+        let text = format!("it speaks version {} of the engine protocol, this daemon {WIRE_VERSION}", theirs.version);
+        return Err(WireError::Io(std::io::Error::other(text)));
+    }
+    write_frame(&mut both, &ToEngine { call: 0, body: Ask::Info })?;
+    let reply: FromEngine = read_frame(&mut both)?;
+    stream.set_read_timeout(None)?;
+    match reply.body {
+        Tell::Info(info) => Ok(info),
+        _ => Err(WireError::Io(std::io::Error::other("it did not say what it is"))),
+    }
+}
+
+/// Hands replies to the callers that wait for them, until the stream ends.
+fn read_replies(mut reader: UnixStream, calls: &Calls) {
+    let ended = loop {
+        let FromEngine { call, body } = match read_frame(&mut reader) {
+            Ok(frame) => frame,
+            Err(error) => break error,
+        };
+        let mut waiting = calls.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_last = !matches!(body, Tell::Canvas(_));
+        let full = waiting.get(&call).and_then(|sender| match sender.try_send(body) {
+            Err(TrySendError::Full(body)) => Some(body),
+            _ => None,
+        });
+        if is_last && let Some(sender) = waiting.remove(&call) {
+            drop(waiting);
+            // The result must not be lost behind canvas events: wait until the caller has taken some.
+            if let Some(body) = full {
+                let _ = sender.send(body);
+            }
+        }
+    };
+    tracing::debug!(%ended, "engine connection ended");
+    // Dropping the senders wakes every waiting caller with `Disconnected`.
+    calls.lock().unwrap_or_else(PoisonError::into_inner).clear();
+}
+
+/// Passes the child's log on, line by line, into ours.
+fn forward_log(stderr: std::process::ChildStderr) {
+    let forward = move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            tracing::info!(target: "engine", "{line}");
+        }
+    };
+    let _ = std::thread::Builder::new().name("engine-log".into()).spawn(forward);
+}
+
+fn end(mut running: Running) {
+    let _ = running.child.kill();
+    let _ = running.child.wait();
+    running.calls.lock().unwrap_or_else(PoisonError::into_inner).clear();
+}

@@ -1,0 +1,142 @@
+//! The engine's end of the socket pair: reads calls, runs them on two lanes, writes replies.
+//!
+//! Short work (embedding, scoring) has a lane of its own, so that a long generation does not delay a recall.
+
+use std::collections::HashMap;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::engine::{CancelToken, Engine, EngineError};
+use crate::wire::{Ask, FromEngine, Greeting, Tell, ToEngine, WIRE_VERSION, WireError, read_frame, write_frame};
+
+/// Calls that wait on one lane; the daemon admits fewer, so a full lane means that it is not our daemon.
+const LANE_CALLS_MAX: usize = 64;
+/// The longest time that a call may ask for (milliseconds): one hour.
+const WITHIN_MS_MAX: u64 = 3_600_000;
+
+type Writer = Arc<Mutex<UnixStream>>;
+type Tokens = Arc<Mutex<HashMap<u64, CancelToken>>>;
+
+/// A call with its token, on its way to a lane.
+struct Job {
+    call: u64,
+    ask: Ask,
+    cancel: CancelToken,
+}
+
+/// Serves an engine until the other end closes the stream. Returns how the connection ended.
+pub fn serve(engine: &dyn Engine, stream: UnixStream) -> Result<(), WireError> {
+    let mut reader = stream.try_clone()?;
+    let writer: Writer = Arc::new(Mutex::new(stream));
+    let tokens: Tokens = Tokens::default();
+    greet(&mut reader, &writer)?;
+    std::thread::scope(|scope| {
+        let (short_sender, short_receiver) = sync_channel(LANE_CALLS_MAX);
+        let (long_sender, long_receiver) = sync_channel(LANE_CALLS_MAX);
+        for receiver in [short_receiver, long_receiver] {
+            let (writer, tokens) = (Arc::clone(&writer), Arc::clone(&tokens));
+            scope.spawn(move || run_lane(engine, &receiver, &writer, &tokens));
+        }
+        let ended = read_calls(engine, &mut reader, &writer, &tokens, &short_sender, &long_sender);
+        // Nobody reads the results any more: what runs is stopped, and the lanes end with their senders.
+        tokens.lock().unwrap_or_else(PoisonError::into_inner).values().for_each(CancelToken::cancel);
+        match ended {
+            Err(WireError::Closed) => Ok(()),
+            other => other,
+        }
+    })
+}
+
+fn greet(reader: &mut UnixStream, writer: &Writer) -> Result<(), WireError> {
+    let theirs: Greeting = read_frame(reader)?;
+    write_frame(&mut *writer.lock().unwrap_or_else(PoisonError::into_inner), &Greeting::OURS)?;
+    if theirs.version == WIRE_VERSION { Ok(()) } else { Err(WireError::Closed) }
+}
+
+fn read_calls(
+    engine: &dyn Engine,
+    reader: &mut UnixStream,
+    writer: &Writer,
+    tokens: &Tokens,
+    short: &SyncSender<Job>,
+    long: &SyncSender<Job>,
+) -> Result<(), WireError> {
+    loop {
+        let ToEngine { call, body } = read_frame(reader)?;
+        let (lane, within_ms) = match &body {
+            Ask::Ping => {
+                reply(writer, call, Tell::Pong)?;
+                continue;
+            }
+            Ask::Info => {
+                reply(writer, call, Tell::Info(engine.info()))?;
+                continue;
+            }
+            Ask::Cancel { call } => {
+                if let Some(token) = tokens.lock().unwrap_or_else(PoisonError::into_inner).get(call) {
+                    token.cancel();
+                }
+                continue;
+            }
+            Ask::Embed { within_ms, .. } | Ask::Score { within_ms, .. } => (short, *within_ms),
+            Ask::Generate { within_ms, .. } => (long, *within_ms),
+        };
+        let cancel = CancelToken::with_deadline(Duration::from_millis(within_ms.min(WITHIN_MS_MAX)));
+        tokens.lock().unwrap_or_else(PoisonError::into_inner).insert(call, cancel.clone());
+        match lane.try_send(Job { call, ask: body, cancel }) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => {
+                forget(tokens, call);
+                let reason = format!("{LANE_CALLS_MAX} calls are waiting already");
+                reply(writer, call, Tell::Failed(EngineError::Unavailable { reason }))?;
+            }
+            Err(TrySendError::Disconnected(_)) => return Err(WireError::Closed),
+        }
+    }
+}
+
+fn run_lane(engine: &dyn Engine, jobs: &Receiver<Job>, writer: &Writer, tokens: &Tokens) {
+    while let Ok(Job { call, ask, cancel }) = jobs.recv() {
+        let tell = cancel.check().and_then(|()| carry_out(engine, call, ask, &cancel, writer));
+        forget(tokens, call);
+        if reply(writer, call, tell.unwrap_or_else(Tell::Failed)).is_err() {
+            return;
+        }
+    }
+}
+
+fn carry_out(
+    engine: &dyn Engine,
+    call: u64,
+    ask: Ask,
+    cancel: &CancelToken,
+    writer: &Writer,
+) -> Result<Tell, EngineError> {
+    match ask {
+        Ask::Embed { texts, purpose, .. } => engine
+            .embed(&texts, purpose, cancel)
+            .map(|embeddings| Tell::Embedded(embeddings.into_iter().map(Vec::from).collect())),
+        Ask::Score { items, .. } => engine.score(&items, cancel).map(Tell::Scored),
+        Ask::Generate { request, .. } => {
+            let mut observe = |event| {
+                if reply(writer, call, Tell::Canvas(event)).is_err() {
+                    cancel.cancel();
+                }
+            };
+            engine.generate(&request, &mut observe, cancel).map(|generation| Tell::Generated(Box::new(generation)))
+        }
+        Ask::Info | Ask::Ping | Ask::Cancel { .. } => {
+            Err(EngineError::Internal { reason: String::from("call is answered by the reader") })
+        }
+    }
+}
+
+fn reply(writer: &Writer, call: u64, body: Tell) -> Result<(), WireError> {
+    write_frame(&mut *writer.lock().unwrap_or_else(PoisonError::into_inner), &FromEngine { call, body })
+}
+
+fn forget(tokens: &Tokens, call: u64) {
+    tokens.lock().unwrap_or_else(PoisonError::into_inner).remove(&call);
+}

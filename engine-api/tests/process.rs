@@ -1,0 +1,135 @@
+//! The daemon's end against a real child process: what it answers, and what happens when it dies, hangs or talks garbage.
+
+use std::time::Duration;
+
+use mneme_base::AdapterId;
+use mneme_engine_api::{
+    AdapterLevel, CancelToken, EmbedPurpose, Engine, EngineError, EngineProcess, GenerateRequest, ProcessOptions,
+    ScoreItem, TrainJob, TrainText,
+};
+
+fn process(fault: Option<&str>) -> EngineProcess {
+    let mut options = ProcessOptions::new(env!("CARGO_BIN_EXE_mneme-engine-fake"));
+    options.hang_grace = Duration::from_millis(100);
+    options.environment = fault.map(|fault| ("FAKE_ENGINE_FAULT".into(), fault.into())).into_iter().collect();
+    EngineProcess::new(options)
+}
+
+fn within(millis: u64) -> CancelToken {
+    CancelToken::with_deadline(Duration::from_millis(millis))
+}
+
+#[test]
+fn answers_over_the_socket_pair_as_in_process() {
+    let process = process(None);
+    let texts = vec![String::from("tea is at four")];
+    let over_wire = process.embed(&texts, EmbedPurpose::Query, &CancelToken::default()).unwrap();
+    let in_process =
+        mneme_engine_api::FakeEngine::default().embed(&texts, EmbedPurpose::Query, &CancelToken::default()).unwrap();
+    assert_eq!(over_wire, in_process);
+    assert_eq!(process.info().name, "fake");
+    let items = vec![ScoreItem { context: "the tea".into(), text: "is at four".into() }];
+    assert!(process.score(&items, &CancelToken::default()).unwrap()[0].log_likelihood < 0.0);
+}
+
+#[test]
+fn streams_the_canvas_and_returns_the_generation() {
+    let mut events = 0;
+    let generation = process(None)
+        .generate(&GenerateRequest::continuation("the tea", 5), &mut |_| events += 1, &CancelToken::default())
+        .unwrap();
+    assert_eq!(generation.tokens.len(), 5);
+    assert_eq!(events, 5);
+}
+
+#[test]
+fn a_parameter_error_crosses_the_wire_in_words() {
+    let mut request = GenerateRequest::continuation("a", 5);
+    request.temperature = 9.0;
+    let error = process(None).generate(&request, &mut |_| {}, &CancelToken::default()).unwrap_err();
+    assert_eq!(error.to_string(), "temperature is 9, allowed are 0 to 2");
+}
+
+#[test]
+fn an_abort_costs_one_call_and_the_next_one_finds_a_new_process() {
+    let process = process(Some("abort"));
+    let error =
+        process.generate(&GenerateRequest::continuation("a", 5), &mut |_| {}, &CancelToken::default()).unwrap_err();
+    assert!(matches!(error, EngineError::Unavailable { .. }), "{error}");
+    assert!(process.embed(&[String::from("x")], EmbedPurpose::Query, &CancelToken::default()).is_ok());
+    assert_eq!(process.restarts(), 1);
+}
+
+#[test]
+fn a_hang_is_answered_at_the_deadline_and_the_process_is_replaced() {
+    let process = process(Some("hang"));
+    process.ensure_started().unwrap();
+    let first = process.pid();
+    let error = process.generate(&GenerateRequest::continuation("a", 5), &mut |_| {}, &within(50)).unwrap_err();
+    assert_eq!(error, EngineError::DeadlineExceeded);
+    assert!(process.embed(&[String::from("x")], EmbedPurpose::Query, &CancelToken::default()).is_ok());
+    assert_ne!(process.pid(), first);
+}
+
+#[test]
+fn garbage_ends_the_connection_and_not_the_daemon() {
+    let process = process(Some("garbage"));
+    let error = process.generate(&GenerateRequest::continuation("a", 5), &mut |_| {}, &within(2_000)).unwrap_err();
+    assert!(matches!(error, EngineError::Unavailable { .. }), "{error}");
+}
+
+#[test]
+fn restarts_are_limited_and_the_reason_is_told() {
+    let process = process(Some("abort"));
+    let request = GenerateRequest::continuation("a", 5);
+    let mut last = None;
+    for _ in 0..8 {
+        last = process.generate(&request, &mut |_| {}, &CancelToken::default()).err();
+    }
+    let text = last.expect("every call fails").to_string();
+    assert!(text.contains("was started 5 times") && text.contains("last failure"), "{text}");
+}
+
+#[test]
+fn a_program_that_is_no_engine_is_recognised() {
+    let process = EngineProcess::new(ProcessOptions::new("/bin/cat"));
+    assert!(matches!(process.ensure_started(), Err(EngineError::Unavailable { .. })));
+    let missing = EngineProcess::new(ProcessOptions::new("/nonexistent/engine"));
+    assert!(matches!(missing.ensure_started(), Err(EngineError::Unavailable { .. })));
+}
+
+#[test]
+fn a_cancelled_call_ends_and_leaves_the_process_alive() {
+    let process = process(None);
+    process.ensure_started().unwrap();
+    let pid = process.pid();
+    let token = CancelToken::default();
+    let mut observe = |_| token.cancel();
+    let result = process.generate(&GenerateRequest::continuation("a", 2_000), &mut observe, &token.clone());
+    assert!(matches!(result, Err(EngineError::Cancelled)), "it went on to its end");
+    assert_eq!(process.pid(), pid);
+}
+
+#[test]
+fn trains_in_a_process_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = |text: &str| TrainText { memory: "m".into(), text: text.into() };
+    let job = TrainJob {
+        adapter: AdapterId::from_bytes([2; 16]),
+        level: AdapterLevel::Lora,
+        train: vec![text("up betimes and to the office"), text("up betimes and to the office all the morning")],
+        held_out: vec![text("up betimes and to the office")],
+        replay: vec![],
+        guard: vec![text("the tea is at four")],
+        placebo: vec![],
+        steps_max: 2,
+        seed: 0,
+        folder: folder.path().join("job").display().to_string(),
+    };
+    let process = process(None);
+    let mut events = 0;
+    let outcome = process.train(&job, &mut |_| events += 1, &CancelToken::default()).unwrap();
+    assert_eq!(events, 2);
+    assert!(outcome.held_out_adapted[0] < outcome.held_out_base[0]);
+    assert_eq!(process.trainer_pid(), None);
+}
