@@ -118,7 +118,7 @@ pub fn log_sum_exp(row: &[f32]) -> f64 {
     if !max.is_finite() {
         return f64::from(max);
     }
-    f64::from(max) + row.iter().map(|&x| f64::from(x - max).exp()).sum::<f64>().ln()
+    f64::from(max) + row.iter().map(|&x| (f64::from(x) - f64::from(max)).exp()).sum::<f64>().ln()
 }
 
 /// Turns logits into log-probabilities in place. A row without a finite value is left as it is.
