@@ -59,6 +59,9 @@ fn detect() -> Vec<Path> {
         && is_x86_feature_detected!("avx512vnni");
     if avx2 && avx512 {
         paths.push(Path::Avx512);
+        if crate::gemm::amx::enable() {
+            paths.push(Path::Amx);
+        }
     }
     paths
 }

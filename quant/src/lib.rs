@@ -13,12 +13,15 @@
 //! ```
 //!
 //! Every kernel has a scalar form that defines its result; the SIMD forms give the same bits. [`dispatch::Path`] says which
-//! forms this processor can run. Reading order: [`dispatch`], [`scan`], [`codec`].
+//! forms this processor can run. Reading order: [`dispatch`], [`scan`], [`codec`],
+//! [`gemm`].
 
 pub mod codec;
 pub mod dispatch;
+pub mod gemm;
 mod parallel;
 pub mod scan;
 
 pub use codec::{Fit, Granularity, Quantized, Scheme, Spec, Width};
 pub use dispatch::Path;
+pub use gemm::{ActivationScaling, PackedWeights, QuantizedActivations, gemm, gemm_quantized};

@@ -15,6 +15,8 @@ use rayon::prelude::*;
 use crate::dispatch::Path;
 use dot::{PreparedQuery, dots_of_rows};
 pub use dot::{dot_i8, dot_i8_on};
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::sdot;
 use top::TopK;
 
 /// Vectors longer than this are refused: the dot product of two such rows of -128 still fits an `i32` (codes).
