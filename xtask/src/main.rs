@@ -1,3 +1,70 @@
-//! Set-up, demo, tests and tidiness: cargo xtask.
+//! `cargo xtask`: sets a fresh machine up, runs the tests and the demonstration, and keeps the house tidy.
+//!
+//! Reading order: [`workspace`], [`setup`], [`test`], [`tidy`], [`later`].
 
-fn main() {}
+#![expect(clippy::print_stdout, reason = "a command line tool speaks on standard output")]
+
+mod command;
+mod later;
+mod setup;
+mod test;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+/// Set-up, tests, demonstration and measurements of Mneme.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Fetches libtorch, models and protoc into the user's cache and links them as .assets.
+    Setup(setup::SetupArguments),
+    /// Sets up and runs every check and test; ends with "N passed, N failed".
+    Test(test::TestArguments),
+    /// Checks the forbidden arrows, file headers, generated documents and other rules of the house.
+    Tidy(tidy::TidyArguments),
+    /// Sets up, starts the daemon and shows the main job on real input.
+    Demo(later::PassedOn),
+    /// Runs a benchmark by name; without a name lists them.
+    Bench(later::PassedOn),
+    /// Fuzzes frames, requests, journal and configuration.
+    Fuzz(later::PassedOn),
+    /// Builds for other processors.
+    Cross(later::PassedOn),
+    /// Cuts the power again and again and checks that nothing acknowledged is lost; needs root.
+    Torture(later::PassedOn),
+    /// Runs the daemon under load and reports the slopes of memory, files and disk.
+    Soak(later::PassedOn),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = Workspace::find().and_then(|workspace| match arguments.task {
+        Task::Setup(arguments) => setup::run(&workspace, &arguments).map(|()| ExitCode::SUCCESS),
+        Task::Test(arguments) => Ok(test::run(&workspace, &arguments)),
+        Task::Tidy(arguments) => tidy::run(&workspace, &arguments),
+        Task::Demo(passed) => later::program(&workspace, "demo", &passed, true),
+        Task::Bench(passed) => later::bench(&workspace, &passed),
+        Task::Fuzz(passed) => later::program(&workspace, "fuzz", &passed, false),
+        Task::Cross(passed) => later::program(&workspace, "cross", &passed, false),
+        Task::Torture(passed) => later::program(&workspace, "torture", &passed, false),
+        Task::Soak(passed) => later::program(&workspace, "soak", &passed, false),
+    });
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Commands whose work is done by a program elsewhere in the workspace; where it does not exist yet, they say so.
+
+use std::process::ExitCode;
+
+use cargo_metadata::TargetKind;
+use clap::Args;
+
+use crate::command::{cargo, status};
+use crate::setup;
+use crate::workspace::Workspace;
+
+/// Exit code of a command whose parts do not exist yet.
+const MISSING: u8 = 2;
+
+/// Arguments that go to the program unread.
+#[derive(Debug, Args)]
+pub(crate) struct PassedOn {
+    /// Handed to the program.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+/// Runs the binary `name` of `mneme-tests` in the release profile, or says that it is missing.
+pub(crate) fn program(workspace: &Workspace, name: &str, passed: &PassedOn, set_up: bool) -> anyhow::Result<ExitCode> {
+    const PACKAGE: &str = "mneme-tests";
+    if !workspace.has_target(PACKAGE, &TargetKind::Bin, name) {
+        println!("cargo xtask {name} is not possible yet: package {PACKAGE} has no program {name}");
+        return Ok(ExitCode::from(MISSING));
+    }
+    if set_up {
+        setup::run(workspace, &setup::SetupArguments::default())?;
+    }
+    let mut command = cargo(&workspace.root);
+    command.args(["run", "--quiet", "--release", "--package", PACKAGE, "--bin", name, "--"]).args(&passed.arguments);
+    Ok(if status(&mut command)?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs one benchmark, or lists all of them.
+pub(crate) fn bench(workspace: &Workspace, passed: &PassedOn) -> anyhow::Result<ExitCode> {
+    let mut found = Vec::new();
+    for package in workspace.packages() {
+        for target in &package.targets {
+            let of_bench = package.name.as_str() == "mneme-bench" && target.kind.contains(&TargetKind::Bin);
+            if target.kind.contains(&TargetKind::Bench) || of_bench {
+                found.push((target.name.as_str(), package.name.as_str(), of_bench));
+            }
+        }
+    }
+    let Some((wanted, rest)) = passed.arguments.split_first() else {
+        if found.is_empty() {
+            println!("cargo xtask bench is not possible yet: no package has a benchmark");
+            return Ok(ExitCode::from(MISSING));
+        }
+        println!("cargo xtask bench NAME [ARGUMENTS], where NAME is one of:");
+        for (name, package, _) in found {
+            println!("  {name:<24} {package}");
+        }
+        return Ok(ExitCode::SUCCESS);
+    };
+    let Some((name, package, is_program)) = found.iter().find(|(name, ..)| name == wanted) else {
+        println!("there is no benchmark {wanted}; 'cargo xtask bench' lists them");
+        return Ok(ExitCode::from(MISSING));
+    };
+    let mut command = cargo(&workspace.root);
+    if *is_program {
+        command.args(["run", "--release", "--package", package, "--bin", name, "--"]);
+    } else {
+        command.args(["bench", "--package", package, "--bench", name, "--"]);
+    }
+    command.args(rest);
+    Ok(if status(&mut command)?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
