@@ -305,7 +305,7 @@ pub(crate) mod tests {
 
     /// What an outcome is drawn from; gains and forgetting in nats a token.
     #[derive(Debug, Clone, Copy)]
-    pub(crate) struct World {
+    pub(crate) struct Arms {
         pub(crate) gain: f64,
         pub(crate) placebo: f64,
         pub(crate) retrieval: f64,
@@ -314,10 +314,10 @@ pub(crate) mod tests {
         pub(crate) texts: usize,
     }
 
-    pub(crate) const GOOD: World =
-        World { gain: 0.08, placebo: 0.01, retrieval: 0.02, forgetting: 0.01, noise: 0.08, texts: 64 };
+    pub(crate) const GOOD: Arms =
+        Arms { gain: 0.08, placebo: 0.01, retrieval: 0.02, forgetting: 0.01, noise: 0.08, texts: 64 };
 
-    pub(crate) fn outcome(world: World, seed: u64) -> TrainOutcome {
+    pub(crate) fn outcome(world: Arms, seed: u64) -> TrainOutcome {
         let mut random = Random::stream(seed, 99);
         let mut draw = |mean: f64| (mean + world.noise * random.normal()) as f32;
         let base: Vec<f32> = (0..world.texts).map(|index| 3.0 + (index % 5) as f32 * 0.3).collect();
@@ -348,7 +348,7 @@ pub(crate) mod tests {
         Past { scale: 1.0, ..Past::default() }
     }
 
-    fn accepted(world: World, runs: u64) -> f64 {
+    fn accepted(world: Arms, runs: u64) -> f64 {
         let policy = GatePolicy::default();
         let accept = |seed: &u64| judge(&outcome(world, *seed), &first(), &policy, *seed).decision == Decision::Accept;
         (0..runs).filter(accept).count() as f64 / runs as f64
@@ -357,9 +357,9 @@ pub(crate) mod tests {
     #[test]
     fn useless_and_placebo_adapters_are_accepted_in_at_most_five_percent() {
         // The first use of the texts is tested at 2.5%; 600 draws give a standard error of 0.9 points at 5%.
-        let null = World { gain: 0.0, placebo: -0.1, retrieval: -0.1, ..GOOD };
-        let placebo = World { gain: 0.05, placebo: 0.05, ..GOOD };
-        let no_better_than_retrieval = World { gain: 0.05, retrieval: 0.05, ..GOOD };
+        let null = Arms { gain: 0.0, placebo: -0.1, retrieval: -0.1, ..GOOD };
+        let placebo = Arms { gain: 0.05, placebo: 0.05, ..GOOD };
+        let no_better_than_retrieval = Arms { gain: 0.05, retrieval: 0.05, ..GOOD };
         for world in [null, placebo, no_better_than_retrieval] {
             let rate = accepted(world, 600);
             assert!(rate <= 0.05, "{rate} with {world:?}");
@@ -369,7 +369,7 @@ pub(crate) mod tests {
     #[test]
     fn forgetful_adapters_are_accepted_in_at_most_five_percent() {
         // The guard differences are halved by the generator: 0.112 nats become 0.08 bits, the limit itself.
-        let rate = accepted(World { forgetting: 2.0 * 0.08 * NATS_PER_BIT, ..GOOD }, 600);
+        let rate = accepted(Arms { forgetting: 2.0 * 0.08 * NATS_PER_BIT, ..GOOD }, 600);
         assert!(rate <= 0.05, "{rate}");
     }
 
@@ -381,7 +381,7 @@ pub(crate) mod tests {
     #[test]
     fn the_same_texts_used_ten_times_still_accept_useless_adapters_in_at_most_five_percent() {
         let policy = GatePolicy::default();
-        let null = World { gain: policy.gain_min, placebo: -0.1, retrieval: -0.1, ..GOOD };
+        let null = Arms { gain: policy.gain_min, placebo: -0.1, retrieval: -0.1, ..GOOD };
         let runs = 200;
         let fooled = (0..runs)
             .filter(|run| {
@@ -398,10 +398,10 @@ pub(crate) mod tests {
 
     #[test]
     fn forgetting_alone_is_bisected_and_a_weak_gain_is_rejected() {
-        let forgetful = outcome(World { forgetting: 0.3, ..GOOD }, 1);
+        let forgetful = outcome(Arms { forgetting: 0.3, ..GOOD }, 1);
         let policy = GatePolicy::default();
         assert_eq!(judge(&forgetful, &first(), &policy, 1).decision, Decision::Scale { factor: 0.5 });
-        let weak = outcome(World { gain: 0.0, ..GOOD }, 1);
+        let weak = outcome(Arms { gain: 0.0, ..GOOD }, 1);
         assert_eq!(judge(&weak, &first(), &policy, 1).decision, Decision::Reject);
         let between = Past { scale: 0.5, scale_high: 1.0, scale_tries: 1, ..first() };
         assert_eq!(judge(&weak, &between, &policy, 1).decision, Decision::Scale { factor: 0.75 });
