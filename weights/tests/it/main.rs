@@ -5,3 +5,4 @@
 mod dequant;
 mod files;
 mod readers;
+mod tokenizers;
