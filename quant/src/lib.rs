@@ -20,6 +20,7 @@ pub mod codec;
 pub mod dispatch;
 pub mod gemm;
 mod parallel;
+pub mod probe;
 pub mod scan;
 
 pub use codec::{Fit, Granularity, Quantized, Scheme, Spec, Width};

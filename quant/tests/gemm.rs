@@ -1,6 +1,7 @@
 //! Properties of the integer products: every path the scalar bits, the float product within its bound, hostile bytes refused.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mneme_quant::Path;
 use mneme_quant::codec::{Fit, Granularity, Quantized, Scheme, Spec, Width};
@@ -167,15 +168,15 @@ fn packed_bytes_are_aliased_at_any_alignment_and_give_the_same_product() {
 
 #[test]
 fn memory_that_changes_its_length_is_noticed_at_the_product() {
-    struct Shrinking(Vec<u8>, std::sync::atomic::AtomicUsize);
+    struct Shrinking(Vec<u8>, AtomicUsize);
     impl AsRef<[u8]> for Shrinking {
         fn as_ref(&self) -> &[u8] {
-            let calls = self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let calls = self.1.fetch_add(1, Ordering::Relaxed);
             if calls == 0 { &self.0 } else { &self.0[..64] }
         }
     }
     let weights = PackedWeights::from_f32(&noise(16 * 64, 4), 16, 64, Spec::int8(), 1).unwrap();
-    let bytes = Shrinking(weights.as_bytes().to_vec(), Default::default());
+    let bytes = Shrinking(weights.as_bytes().to_vec(), AtomicUsize::default());
     let aliased = PackedWeights::from_shared(Arc::new(bytes)).unwrap();
     let error = gemm(&aliased, &[0.0; 64], 1, &mut [0.0; 16], 1).unwrap_err();
     assert!(matches!(error, GemmError::Length { found: 64, .. }));
