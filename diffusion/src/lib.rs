@@ -2,9 +2,11 @@
 //! Knows nothing of tensors, networks, text or files: it works on slices of `f32` and on token ids.
 //!
 //! Reading order: [`numeric`] and [`random`] (the ground), [`schedule`] (noise), [`sampler`] (filling a canvas),
-//! [`guidance`] (several distributions as one), [`uncertainty`] (how sure
+//! [`guidance`] (several distributions as one),
+//! [`constraint`] (regular expressions and schemas), [`uncertainty`] (how sure
 //! that was), [`oracle`] (a small world in which all of it is known exactly).
 
+pub mod constraint;
 pub mod guidance;
 pub mod numeric;
 pub mod oracle;
