@@ -1,10 +1,12 @@
 //! Tokenizers, chunking and secret redaction. Knows nothing of files, models or sockets: text in, numbers or text out.
 //!
-//! Reading order: [`tokenizer`] (with the feature `tokenizers`).
+//! Reading order: [`redact`], [`tokenizer`] (with the feature `tokenizers`).
 
+pub mod redact;
 #[cfg(feature = "tokenizers")]
 pub mod tokenizer;
 
+pub use redact::{Finding, Redacted, SecretKind, redact};
 #[cfg(feature = "tokenizers")]
 pub use tokenizer::{
     ControlText, ControlTokens, DecodeStream, EncodeOptions, Encoding, FastTokenizer, TokenizerError, Vocabulary,
