@@ -157,6 +157,7 @@ fn prose_code_hashes_and_placeholders_stay() {
         "the authorization server issues tokens to the client",
         "key=value2, monkey: banana12",
         "author: J.R.R. Tolkien1937",
+        "git@example_author:org1/project1.git",
         "use std::collections::HashMap; // token4",
         "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk",
         "integrity sha512-z4PhNX7vuL3xVChQ1m2AB9Yg5AULVxXcg/SpIdNs6c5H0NE8XYXysP+DGNKHfuwvY7kxvUdBeoGlODJ6+SfaPg==",

@@ -172,7 +172,7 @@ const RULES: [Rule; 12] = [
     Rule {
         kind: SecretKind::Token,
         literals: &["secret", "token", "key", "credential", "auth"],
-        pattern: r#"(?i)(?:secret|token|api[_. -]?key|access[_-]?key|private[_-]?key|auth[_-]?key|encryption[_-]?key|signing[_-]?key|master[_-]?key|credentials?|auth)[A-Za-z0-9_]{0,16}["']?[ \t]{0,4}(?:=>|:=|=|:)[ \t]{0,4}["'`]?(?P<secret>[A-Za-z0-9+/_=.~-]{8,})"#,
+        pattern: r#"(?i)(?:secret|token|api[_. -]?key|access[_-]?key|private[_-]?key|auth[_-]?key|encryption[_-]?key|signing[_-]?key|master[_-]?key|credentials?|_auth)[A-Za-z0-9_]{0,16}["']?[ \t]{0,4}(?:=>|:=|=|:)[ \t]{0,4}["'`]?(?P<secret>[A-Za-z0-9+/_=.~-]{8,})"#,
         check: token,
     },
     // Nothing but a word nearby: `use this token for the build: aZ3...`.
