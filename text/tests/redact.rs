@@ -109,6 +109,7 @@ fn tokens_are_known_by_the_word_beside_them() {
     check("\"client_secret\": \"{}\"", &random(30), SecretKind::Token);
     check("aws_secret_access_key = {}", &random(40), SecretKind::Token);
     check("SECRET_KEY='{}'", &hex(64), SecretKind::Token);
+    check("a secret key, a token: {}", &random(24), SecretKind::Token);
     check("use this token for the build {} please", &random(32), SecretKind::Token);
 }
 

@@ -137,12 +137,17 @@ pub fn chunk<'a>(document: &'a str, options: &ChunkOptions<'_>) -> Vec<Chunk<'a>
     let mut chunks = Vec::new();
     let (mut start, mut covered) = (0, 0);
     while start < atoms.len() {
+        // White space before a chunk belongs to none; skipping it keeps starts strictly ascending.
+        if document[atoms[start].range.clone()].trim().is_empty() {
+            start += 1;
+            continue;
+        }
         let end = chunk_end(atoms, start, tokens_max, options.tokens_min);
         let span = &document[atoms[start].range.start..atoms[end - 1].range.end];
         let from = atoms[start].range.start + (span.len() - span.trim_start().len());
         let byte_range = from..from + span.trim().len();
         // Only white space may be new beyond the overlap; that is no chunk.
-        if !byte_range.is_empty() && byte_range.end > covered {
+        if byte_range.end > covered {
             covered = byte_range.end;
             chunks.push(Chunk {
                 text: &document[byte_range.clone()],

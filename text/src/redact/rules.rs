@@ -172,7 +172,7 @@ const RULES: [Rule; 12] = [
     Rule {
         kind: SecretKind::Token,
         literals: &["secret", "token", "key", "credential", "auth"],
-        pattern: r#"(?i)(?:secret|token|api[_. -]?key|access[_-]?key|private[_-]?key|auth[_-]?key|encryption[_-]?key|signing[_-]?key|master[_-]?key|credentials?|_auth)[A-Za-z0-9_]{0,16}["']?[ \t]{0,4}(?:=>|:=|=|:)[ \t]{0,4}["'`]?(?P<secret>[A-Za-z0-9+/_=.~-]{8,})"#,
+        pattern: r#"(?i)(?:secret|token|api[_. -]?key|access[_-]?key|private[_-]?key|auth[_-]?key|encryption[_-]?key|signing[_-]?key|master[_-]?key|credentials?|_auth(?-u:\b))[A-Za-z0-9_]{0,16}["']?[ \t]{0,4}(?:=>|:=|=|:)[ \t]{0,4}["'`]?(?P<secret>[A-Za-z0-9+/_=.~-]{8,})"#,
         check: token,
     },
     // Nothing but a word nearby: `use this token for the build: aZ3...`.
@@ -219,15 +219,28 @@ pub(super) fn find(text: &str, findings: &mut Vec<Finding>) {
         }
     }
     for ((rule, pattern), _) in RULES.iter().zip(&COMPILED.patterns).zip(awake).filter(|(_, awake)| *awake) {
-        for captures in pattern.captures_iter(text) {
-            let secret = ["secret", "single", "bare"]
-                .iter()
-                .find_map(|name| captures.name(name))
-                .or_else(|| captures.get(0))
-                .filter(|secret| (rule.check)(secret.as_str()));
-            if let Some(secret) = secret {
+        apply(rule, pattern, text, findings);
+    }
+}
+
+fn apply(rule: &Rule, pattern: &Regex, text: &str, findings: &mut Vec<Finding>) {
+    /// A refused match longer than this is skipped whole, which keeps the time linear (bytes).
+    const RETRIED_BYTES_MAX: usize = 1024;
+    let mut from = 0;
+    while let Some(captures) = pattern.captures_at(text, from) {
+        let whole = captures.get(0).expect("group 0 is the match").range();
+        let secret =
+            ["secret", "single", "bare"].iter().find_map(|name| captures.name(name)).or_else(|| captures.get(0));
+        // The word of an earlier replacement, `[redacted:token]`, says nothing about what follows it.
+        let own_word = text[..whole.start].ends_with("redacted:");
+        match secret.filter(|secret| !own_word && (rule.check)(secret.as_str())) {
+            Some(secret) => {
                 findings.push(Finding { kind: rule.kind, range: secret.range() });
+                from = whole.end;
             }
+            // Within a refused match another word may start a better one. Every pattern starts with an ASCII character.
+            None if whole.len() <= RETRIED_BYTES_MAX => from = whole.start + 1,
+            None => from = whole.end,
         }
     }
 }
