@@ -27,12 +27,11 @@ impl Assets {
         let here = std::env::current_dir().ok();
         let program = std::env::current_exe().ok();
         let starts = [here, program].into_iter().flatten();
-        let candidates = starts.flat_map(|start| start.ancestors().map(|folder| folder.join(".assets")).collect::<Vec<_>>());
-        candidates
-            .into_iter()
-            .find(|folder| folder.join("models").is_dir())
-            .map(Self::at)
-            .ok_or_else(|| ModelError::load("models", "no folder .assets with models was found; run `cargo xtask setup`"))
+        let candidates =
+            starts.flat_map(|start| start.ancestors().map(|folder| folder.join(".assets")).collect::<Vec<_>>());
+        candidates.into_iter().find(|folder| folder.join("models").is_dir()).map(Self::at).ok_or_else(|| {
+            ModelError::load("models", "no folder .assets with models was found; run `cargo xtask setup`")
+        })
     }
 
     /// Weights of the embedder.

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use mneme_base::{ContentHash, Embedding, EmbeddingGeneration};
 use mneme_engine_api::{CancelToken, EngineError};
-use mneme_text::FastTokenizer;
+use mneme_text::{EncodeOptions, FastTokenizer};
 use mneme_weights::SafetensorsFile;
 
 use crate::assets::Assets;
@@ -50,13 +50,18 @@ impl Embedder {
     pub fn load(assets: &Assets, runtime: Runtime) -> Result<Self> {
         let file = SafetensorsFile::open(&assets.embedder_weights())?;
         let path = assets.embedder_tokenizer();
-        let tokenizer = FastTokenizer::from_file(&path)
+        let tokenizer = FastTokenizer::from_json(&fs_err::read(&path)?)
             .map_err(|error| ModelError::load(path.display().to_string(), error.to_string()))?;
         Ok(Self {
             tokenizer,
             network: Mutex::new(Bert::load(&file, runtime)?),
             cache: Mutex::new(EmbeddingCache::new(CACHE_ENTRIES)),
         })
+    }
+
+    /// Dimensions of its vectors.
+    pub fn dimensions(&self) -> usize {
+        self.network.lock().unwrap_or_else(PoisonError::into_inner).dimensions()
     }
 
     /// The generation of its vectors.
@@ -88,8 +93,9 @@ impl Embedder {
             let vectors = self.network.lock().unwrap_or_else(PoisonError::into_inner).embed(&tokens, LENGTH_BUCKET)?;
             let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
             for ((index, _), vector) in batch.iter().zip(vectors) {
-                let embedding = Embedding::normalized(vector)
-                    .map_err(|error| EngineError::Internal { reason: format!("embedder made no direction: {error}") })?;
+                let embedding = Embedding::normalized(vector).map_err(|error| EngineError::Internal {
+                    reason: format!("embedder made no direction: {error}"),
+                })?;
                 cache.put(hashes[*index], embedding.clone());
                 found[*index] = Some(embedding);
             }
@@ -99,20 +105,13 @@ impl Embedder {
 
     /// Token ids with the special tokens of BERT, cut to the window; the closing token stays.
     fn tokens(&self, text: &str) -> Result<Vec<i64>> {
-        let cut = text.floor_char_boundary(TEXT_BYTES_MAX);
-        let mut ids: Vec<i64> = self
+        let cut = &text[..text.floor_char_boundary(TEXT_BYTES_MAX)];
+        let options = EncodeOptions { template: true, tokens_max: Some(WINDOW_TOKENS), ..EncodeOptions::default() };
+        let encoding = self
             .tokenizer
-            .encode(&text[..cut], true)
-            .map_err(|error| EngineError::Internal { reason: format!("tokenizer failed: {error}") })?
-            .into_iter()
-            .map(i64::from)
-            .collect();
-        if ids.len() > WINDOW_TOKENS {
-            let last = ids[ids.len() - 1];
-            ids.truncate(WINDOW_TOKENS - 1);
-            ids.push(last);
-        }
-        Ok(ids)
+            .encode_with(cut, options)
+            .map_err(|error| EngineError::Internal { reason: format!("tokenizer failed: {error}") })?;
+        Ok(encoding.ids.into_iter().map(i64::from).collect())
     }
 }
 

@@ -114,11 +114,17 @@ fn llama_config(file: &GgufFile, mask_token: i64, shift: bool) -> Result<Backbon
     };
     let real = |key: &str| -> Result<f64> {
         let value = file.model_value(key).and_then(mneme_weights::MetadataValue::as_f64);
-        value.filter(|v| v.is_finite() && *v > 0.0).ok_or_else(|| ModelError::load(format!("key {key}"), "it is missing"))
+        value
+            .filter(|v| v.is_finite() && *v > 0.0)
+            .ok_or_else(|| ModelError::load(format!("key {key}"), "it is missing"))
     };
-    let (hidden, heads, kv_heads) = (whole("embedding_length")?, whole("attention.head_count")?, whole("attention.head_count_kv")?);
+    let (hidden, heads, kv_heads) =
+        (whole("embedding_length")?, whole("attention.head_count")?, whole("attention.head_count_kv")?);
     if hidden % heads != 0 || heads % kv_heads != 0 || (hidden / heads) % 2 != 0 {
-        return Err(ModelError::load("shape", format!("{hidden} wide with {heads} and {kv_heads} heads does not divide")));
+        return Err(ModelError::load(
+            "shape",
+            format!("{hidden} wide with {heads} and {kv_heads} heads does not divide"),
+        ));
     }
     let embedding = file.info("token_embd.weight")?;
     let vocabulary = embedding.shape.first().copied().unwrap_or(0) as i64;

@@ -1,2 +1,91 @@
-//! The engine process.
-fn main() {}
+//! `mneme-engine`: the process that holds the networks. The daemon starts it; people use its `eval` and `bench`.
+
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use mneme_engine::assets::Assets;
+use mneme_engine::runtime::{ENVIRONMENT, Runtime};
+use mneme_engine::{ArrowEngine, NAME};
+use tracing_subscriber::EnvFilter;
+
+mod commands;
+
+/// Runs Mneme's networks: embedding, generation, training.
+#[derive(Debug, Parser)]
+#[command(name = "mneme-engine", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// Folder with models; found beside or above the working directory and the program when it is not given.
+    #[arg(long, global = true, env = "MNEME_ASSETS")]
+    assets: Option<PathBuf>,
+    /// Threads of one tensor operation; 0 takes one for each processor.
+    #[arg(long, global = true, default_value_t = 0, env = "MNEME_ENGINE_THREADS")]
+    threads: usize,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serves the engine protocol on a socket that is handed over as standard input.
+    Serve,
+    /// Generates text once and prints it: a quick look at the model.
+    Generate(commands::generate::Arguments),
+    /// Measures speed and memory on this machine.
+    Bench(commands::bench::Arguments),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if let Some(error) = restart_with_environment() {
+        // Without it memory grows more than it must; the work is the same.
+        eprintln!("warning: could not restart with a bounded cache: {error}");
+    }
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            let mut source = error.source();
+            while let Some(error) = source {
+                eprintln!("  because: {error}");
+                source = error.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// libtorch reads some settings before `main`: when they are missing, the program starts itself again with them.
+fn restart_with_environment() -> Option<std::io::Error> {
+    if ENVIRONMENT.iter().all(|(name, _)| std::env::var_os(name).is_some()) {
+        return None;
+    }
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => return Some(error),
+    };
+    let missing = ENVIRONMENT.iter().filter(|(name, _)| std::env::var_os(name).is_none()).copied();
+    Some(std::process::Command::new(program).args(std::env::args_os().skip(1)).envs(missing).exec())
+}
+
+fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
+    let runtime = Runtime::start(arguments.threads);
+    let assets = Assets::find(arguments.assets.as_deref())?;
+    match arguments.command {
+        Command::Serve => serve(assets, runtime),
+        Command::Generate(arguments) => commands::generate::run(&arguments, assets, runtime),
+        Command::Bench(arguments) => commands::bench::run(&arguments, assets, runtime),
+    }
+}
+
+fn serve(assets: Assets, runtime: Runtime) -> Result<(), Box<dyn std::error::Error>> {
+    let stream = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    let engine = ArrowEngine::open(assets, runtime)?;
+    tracing::info!(name = NAME, device = ?runtime.device, compute = ?runtime.compute, threads = runtime.threads, "engine ready");
+    Ok(mneme_engine_api::serve(&engine, stream)?)
+}

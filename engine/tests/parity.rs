@@ -2,11 +2,14 @@
 
 use std::path::PathBuf;
 
+use mneme_base::Embedding;
 use mneme_engine::assets::Assets;
+use mneme_engine::embedder::Embedder;
 use mneme_engine::load;
 use mneme_engine::nn::backbone::Window;
 use mneme_engine::nn::visibility::Visibility;
 use mneme_engine::runtime::Runtime;
+use mneme_engine_api::CancelToken;
 use tch::{Device, Kind, Tensor};
 
 /// Vocabulary ids whose logits the golden file holds.
@@ -47,6 +50,31 @@ impl Bytes {
 }
 
 #[test]
+fn embeddings_equal_transformers_on_two_hundred_texts() {
+    let Some(assets) = assets() else { return };
+    for (compute, cosine_min) in [(Kind::Float, 0.9999), (Kind::BFloat16, 0.999)] {
+        let runtime = Runtime { device: Device::Cpu, compute, threads: 2 };
+        let embedder = Embedder::load(&assets, runtime).unwrap();
+        let mut golden = Bytes::golden("embedder.bin");
+        let (mut texts, mut expected) = (Vec::new(), Vec::new());
+        while golden.1 < golden.0.len() {
+            let length = golden.u32() as usize;
+            texts.push(String::from_utf8(golden.take(length).to_vec()).unwrap());
+            let halves = golden.take(2 * 384).as_chunks::<2>().0;
+            expected.push(halves.iter().map(|pair| half::f16::from_le_bytes(*pair).to_f32()).collect::<Vec<f32>>());
+        }
+        let made = embedder.embed(&texts, &CancelToken::default()).unwrap();
+        let cosine = |(made, expected): (&Embedding, &Vec<f32>)| {
+            let expected = Embedding::normalized(expected.clone()).unwrap();
+            f64::from(made.cosine(&expected).unwrap())
+        };
+        let worst = made.iter().zip(&expected).map(cosine).fold(1.0, f64::min);
+        println!("{compute:?}: {} texts, smallest cosine {worst:.6}", texts.len());
+        assert!(texts.len() == 200 && worst > cosine_min);
+    }
+}
+
+#[test]
 fn generator_logits_equal_transformers_on_a_thousand_positions() {
     let Some(assets) = assets() else { return };
     let runtime = Runtime { device: Device::Cpu, compute: Kind::Float, threads: 2 };
@@ -60,7 +88,7 @@ fn generator_logits_equal_transformers_on_a_thousand_positions() {
         let tokens: Vec<i64> = (0..length).map(|_| i64::from(golden.u32())).collect();
         let positions: Vec<i64> = (0..i64::from(length)).collect();
         let window = Window { tokens: &tokens, positions: &positions, visibility: Visibility::Causal };
-        let logits = backbone.logits(&backbone.hidden(&window, None, None).unwrap()).unwrap();
+        let logits = backbone.logits(&backbone.hidden(&window, None, &[]).unwrap()).unwrap();
         let sums = Vec::<f32>::try_from(&logits.logsumexp(-1, false)).unwrap();
         let best = Vec::<i64>::try_from(&logits.argmax(-1, false)).unwrap();
         let probes = Tensor::from_slice(&PROBES.map(|id| id as i64));

@@ -45,7 +45,9 @@ impl Bert {
         let extent = |name: &str, axis: usize| -> Result<i64> {
             let info = file.info(name)?;
             let extent = info.shape.get(axis).copied().filter(|extent| *extent > 0);
-            extent.map(|extent| extent as i64).ok_or_else(|| ModelError::load(name, format!("its shape is {:?}", info.shape)))
+            extent
+                .map(|extent| extent as i64)
+                .ok_or_else(|| ModelError::load(name, format!("its shape is {:?}", info.shape)))
         };
         let hidden = extent("embeddings.word_embeddings.weight", 1)?;
         let vocabulary = extent("embeddings.word_embeddings.weight", 0)?;
@@ -133,7 +135,12 @@ impl Bert {
         let mut x = self.norm.forward(&x, Kind::Float)?;
         let hide = match full {
             true => None,
-            false => Some(Tensor::f_from_slice(&hide)?.f_view([count, 1, 1, length])?.f_to_device(self.device)?.f_to_kind(self.kind)?),
+            false => Some(
+                Tensor::f_from_slice(&hide)?
+                    .f_view([count, 1, 1, length])?
+                    .f_to_device(self.device)?
+                    .f_to_kind(self.kind)?,
+            ),
         };
         for block in &self.blocks {
             x = self.block(block, &x, hide.as_ref(), count, length)?;
@@ -146,17 +153,16 @@ impl Bert {
     fn block(&self, block: &Block, x: &Tensor, hide: Option<&Tensor>, count: i64, length: i64) -> Result<Tensor> {
         let heads = self.hidden / HEAD;
         let input = if self.kind == Kind::Float { x.shallow_clone() } else { x.f_to_kind(self.kind)? };
-        let qkv = block.qkv.forward(&input, None, self.kind)?.f_view([count, length, 3, heads, HEAD])?;
+        let qkv = block.qkv.forward(&input, &[], self.kind)?.f_view([count, length, 3, heads, HEAD])?;
         let part = |index: i64| -> Result<Tensor> { Ok(qkv.f_select(2, index)?.f_transpose(1, 2)?) };
-        let attended = Tensor::f_scaled_dot_product_attention(
-            &part(0)?, &part(1)?, &part(2)?, hide, 0.0, false, None, false,
-        )?;
+        let attended =
+            Tensor::f_scaled_dot_product_attention(&part(0)?, &part(1)?, &part(2)?, hide, 0.0, false, None, false)?;
         let attended = attended.f_transpose(1, 2)?.f_reshape([count * length, self.hidden])?;
-        let x = x.f_add(&block.output.forward(&attended, None, self.kind)?)?;
+        let x = x.f_add(&block.output.forward(&attended, &[], self.kind)?)?;
         let x = block.attention_norm.forward(&x, Kind::Float)?;
         let input = if self.kind == Kind::Float { x.shallow_clone() } else { x.f_to_kind(self.kind)? };
-        let wide = block.up.forward(&input, None, self.kind)?.f_gelu("none")?;
-        let x = x.f_add(&block.down.forward(&wide, None, self.kind)?)?;
+        let wide = block.up.forward(&input, &[], self.kind)?.f_gelu("none")?;
+        let x = x.f_add(&block.down.forward(&wide, &[], self.kind)?)?;
         block.feed_norm.forward(&x, Kind::Float)
     }
 }

@@ -106,7 +106,12 @@ impl Adapter {
     /// A new adapter whose updates are zero: `A` is drawn, `B` is zero (Hu et al. 2021, section 4.1).
     ///
     /// `uniform` draws numbers in `[0, 1)`; the caller seeds it.
-    pub fn zeroed(config: &BackboneConfig, rank: i64, device: Device, mut uniform: impl FnMut() -> f64) -> Result<Self> {
+    pub fn zeroed(
+        config: &BackboneConfig,
+        rank: i64,
+        device: Device,
+        mut uniform: impl FnMut() -> f64,
+    ) -> Result<Self> {
         let mut layers = Vec::with_capacity(config.layers);
         for _ in 0..config.layers {
             let mut slot = |slot: Slot| -> Result<LowRank> {
@@ -114,8 +119,7 @@ impl Adapter {
                 let rows = rank * outputs.len() as i64;
                 // Kaiming-uniform with a = sqrt(5): the bound is 1 / sqrt(input).
                 let bound = 1.0 / (input as f64).sqrt();
-                let values: Vec<f32> =
-                    (0..rows * input).map(|_| ((uniform() * 2.0 - 1.0) * bound) as f32).collect();
+                let values: Vec<f32> = (0..rows * input).map(|_| ((uniform() * 2.0 - 1.0) * bound) as f32).collect();
                 let a = Tensor::f_from_slice(&values)?.f_view([rows, input])?.f_to_device(device)?;
                 let zeros = |out: &i64| Ok(Tensor::f_zeros([*out, rank], (Kind::Float, device))?);
                 LowRank::new(a, outputs.iter().map(zeros).collect::<Result<_>>()?)

@@ -6,7 +6,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{ModelError, Result};
-use crate::nn::adapter::Adapter;
+use crate::nn::adapter::{Adapter, LowRank, Slot};
 use crate::nn::cache::KvCache;
 use crate::nn::linear::Linear;
 use crate::nn::norm::Norm;
@@ -108,11 +108,14 @@ impl Backbone {
         &self,
         window: &Window<'_>,
         mut cache: Option<&mut KvCache>,
-        adapter: Option<&Adapter>,
+        adapters: &[&Adapter],
     ) -> Result<Tensor> {
         let length = window.tokens.len() as i64;
         if length == 0 || window.positions.len() != window.tokens.len() {
-            return Err(ModelError::load("window", format!("{} positions for {length} tokens", window.positions.len())));
+            return Err(ModelError::load(
+                "window",
+                format!("{} positions for {length} tokens", window.positions.len()),
+            ));
         }
         if let Some(bad) = window.tokens.iter().find(|t| !(0..self.config.vocabulary).contains(*t)) {
             let problem = format!("token {bad} is outside 0..{}", self.config.vocabulary);
@@ -125,15 +128,16 @@ impl Backbone {
         // The residual stream is f32: bf16 would lose the small updates of late layers.
         let mut x = self.embedding.f_index_select(0, &tokens)?.f_to_kind(Kind::Float)?;
         for (index, block) in self.blocks.iter().enumerate() {
-            let update = adapter.and_then(|adapter| Some((adapter.layers.get(index)?, adapter.scale())));
-            let slot = |slot: usize| update.map(|(slots, scale)| (&slots[slot], scale));
+            let updates = |slot: Slot| -> Vec<(&LowRank, f64)> {
+                adapters.iter().filter_map(|a| Some((a.layers.get(index)?.get(slot as usize)?, a.scale()))).collect()
+            };
             let normed = block.attention_norm.forward(&x, self.kind)?;
-            let qkv = block.qkv.forward(&normed, slot(0), self.kind)?;
+            let qkv = block.qkv.forward(&normed, &updates(Slot::Qkv), self.kind)?;
             let attended = self.attend(&qkv, index, &rotation, mask.as_ref(), cache.as_deref_mut())?;
-            x = x.f_add(&block.output.forward(&attended, slot(1), self.kind)?)?;
+            x = x.f_add(&block.output.forward(&attended, &updates(Slot::Output), self.kind)?)?;
             let normed = block.feed_norm.forward(&x, self.kind)?;
-            let wide = block.gate_up.forward(&normed, slot(2), self.kind)?;
-            x = x.f_add(&block.down.forward(&self.activate(&wide)?, slot(3), self.kind)?)?;
+            let wide = block.gate_up.forward(&normed, &updates(Slot::GateUp), self.kind)?;
+            x = x.f_add(&block.down.forward(&self.activate(&wide)?, &updates(Slot::Down), self.kind)?)?;
         }
         self.final_norm.forward(&x, self.kind)
     }
@@ -143,7 +147,7 @@ impl Backbone {
     /// # Shapes
     /// `hidden: [rows, hidden] kind` -> `[rows, vocabulary] f32`.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        Ok(self.head.forward(hidden, None, self.kind)?.f_to_kind(Kind::Float)?)
+        Ok(self.head.forward(hidden, &[], self.kind)?.f_to_kind(Kind::Float)?)
     }
 
     fn activate(&self, wide: &Tensor) -> Result<Tensor> {

@@ -20,15 +20,15 @@ impl Linear {
         Self { weight, bias }
     }
 
-    /// Applies the layer and, when there is one, an adapter's update times `scale`.
+    /// Applies the layer and adds the updates of adapters, each times its scale.
     ///
     /// # Shapes
     /// `x: [length, input] kind` -> `[length, output] kind`.
-    pub fn forward(&self, x: &Tensor, update: Option<(&LowRank, f64)>, kind: Kind) -> Result<Tensor> {
-        let base = x.f_linear(&self.weight, self.bias.as_ref())?;
-        match update {
-            Some((low_rank, scale)) => Ok(base.f_add(&low_rank.forward(x, kind)?.f_mul_scalar(scale)?)?),
-            None => Ok(base),
+    pub fn forward(&self, x: &Tensor, updates: &[(&LowRank, f64)], kind: Kind) -> Result<Tensor> {
+        let mut y = x.f_linear(&self.weight, self.bias.as_ref())?;
+        for (low_rank, scale) in updates {
+            y = y.f_add(&low_rank.forward(x, kind)?.f_mul_scalar(*scale)?)?;
         }
+        Ok(y)
     }
 }

@@ -11,6 +11,11 @@ pub enum Visibility<'a> {
     Causal,
     /// The prefix and the whole window: a block that is being unmasked, or an infill that sees both sides.
     All,
+    /// A draft: the first tokens of the window are decided and see left to right, the rest is a block that sees everything.
+    Draft {
+        /// Decided tokens at the start of the window.
+        decided: usize,
+    },
     /// Several texts in one window after a shared prefix: the number is the text of each position; every text sees the
     /// prefix and itself, left to right.
     CausalTexts(&'a [u32]),
@@ -53,6 +58,7 @@ impl Visibility<'_> {
         let hidden = |i: usize, j: usize| match self {
             Self::All => false,
             Self::Causal => j > i,
+            Self::Draft { decided } => i < *decided && j > i,
             Self::CausalTexts(texts) => j > i || texts.get(i) != texts.get(j),
             Self::Training(roles) => match (roles.get(i), roles.get(j)) {
                 (Some(of), Some(other)) => !of.sees(other),

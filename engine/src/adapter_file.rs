@@ -1,0 +1,103 @@
+//! Adapters on disk: `adapter.safetensors` in the adapter's folder, bound to the hash of its base model.
+
+use std::io::Write as _;
+use std::path::Path;
+
+use mneme_base::ContentHash;
+use mneme_weights::{SafetensorsFile, TensorSource};
+use serde_json::{Map, Value, json};
+use tch::{Device, Tensor};
+
+use crate::error::{ModelError, Result};
+use crate::nn::adapter::{Adapter, LowRank, RANK_MAX, Slot};
+use crate::nn::backbone::BackboneConfig;
+
+/// The file inside an adapter's folder.
+pub const NAME: &str = "adapter.safetensors";
+/// What the metadata must say, so that another program's adapter is not misread.
+const FORMAT: &str = "mneme-lora/1";
+
+/// Writes an adapter so that a crash leaves the old file or the new one, and returns its hash and size.
+pub fn write(folder: &Path, adapter: &Adapter, base_hash: ContentHash) -> Result<(ContentHash, u64)> {
+    let tensors = adapter.named().into_iter().map(|(name, tensor)| (name, tensor.shallow_clone())).collect();
+    let metadata = [
+        ("format", FORMAT.to_owned()),
+        ("base_hash", base_hash.to_string()),
+        ("strength", adapter.strength.to_string()),
+    ];
+    let bytes = encode(&metadata, tensors)?;
+    fs_err::create_dir_all(folder)?;
+    replace(&folder.join(NAME), &bytes)?;
+    Ok((ContentHash::of(&bytes), bytes.len() as u64))
+}
+
+/// Reads an adapter, refusing one of another base model or another shape.
+pub fn read(folder: &Path, config: &BackboneConfig, base_hash: ContentHash, device: Device) -> Result<Adapter> {
+    let path = folder.join(NAME);
+    let what = || path.display().to_string();
+    let file = SafetensorsFile::open(&path)?;
+    let said = |key: &str| file.metadata().get(key).map(String::as_str);
+    if said("format") != Some(FORMAT) {
+        return Err(ModelError::load(what(), format!("its format is {:?}, expected {FORMAT}", said("format"))));
+    }
+    if said("base_hash") != Some(base_hash.to_string().as_str()) {
+        let problem = format!("it belongs to base {:?}, this one is {base_hash}", said("base_hash"));
+        return Err(ModelError::load(what(), problem));
+    }
+    let strength = said("strength").and_then(|text| text.parse::<f64>().ok()).filter(|s| (0.0..=8.0).contains(s));
+    let strength = strength.ok_or_else(|| ModelError::load(what(), "its strength is not within 0..=8"))?;
+    let mut layers = Vec::with_capacity(config.layers);
+    for layer in 0..config.layers {
+        let slot = |slot: Slot| -> Result<LowRank> {
+            let (input, outputs) = slot.widths(config);
+            let name = |part: &str| format!("layers.{layer}.{}.{part}", slot.name());
+            let rank = file.info(&name("b0"))?.shape.get(1).copied().unwrap_or(0);
+            if rank == 0 || rank > RANK_MAX as usize {
+                return Err(ModelError::load(name("b0"), format!("its rank is {rank}, allowed are 1 to {RANK_MAX}")));
+            }
+            let tensor = |name: &str, shape: [usize; 2]| -> Result<Tensor> {
+                let values = file.to_f32_shaped(name, &shape)?;
+                let shape = shape.map(|extent| extent as i64);
+                Ok(Tensor::f_from_slice(&values)?.f_view(shape)?.f_to_device(device)?)
+            };
+            let a = tensor(&name("a"), [rank * outputs.len(), input as usize])?;
+            let b = outputs.iter().enumerate().map(|(i, out)| tensor(&name(&format!("b{i}")), [*out as usize, rank]));
+            LowRank::new(a, b.collect::<Result<_>>()?)
+        };
+        layers.push([slot(Slot::Qkv)?, slot(Slot::Output)?, slot(Slot::GateUp)?, slot(Slot::Down)?]);
+    }
+    Ok(Adapter { layers, strength })
+}
+
+/// Encodes f32 tensors as safetensors: the length of the header, the header, the bytes in order.
+pub(crate) fn encode(metadata: &[(&str, String)], tensors: Vec<(String, Tensor)>) -> Result<Vec<u8>> {
+    let mut header = Map::new();
+    let metadata: Map<String, Value> = metadata.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
+    header.insert("__metadata__".into(), Value::Object(metadata));
+    let mut data = Vec::new();
+    for (name, tensor) in tensors {
+        let values = crate::generator::rows_of(&tensor.f_detach()?.f_to_device(Device::Cpu)?)?;
+        let start = data.len();
+        data.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        header.insert(name, json!({"dtype": "F32", "shape": tensor.size(), "data_offsets": [start, data.len()]}));
+    }
+    let mut text = serde_json::to_vec(&header).map_err(std::io::Error::other)?;
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(text);
+    bytes.extend(data);
+    Ok(bytes)
+}
+
+/// Replaces a file: write beside it, sync, rename, sync the folder.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_extension("tmp");
+    let mut file = fs_err::File::create(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs_err::rename(&temporary, path)?;
+    if let Some(folder) = path.parent() {
+        fs_err::File::open(folder)?.sync_all()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,5 @@
+//! The commands that people run.
+#![expect(clippy::print_stdout, reason = "commands answer on standard output")]
+
+pub(crate) mod bench;
+pub(crate) mod generate;

@@ -1,0 +1,353 @@
+//! The engine behind the daemon's trait: an embedder that is ready at once, and a generator that is loaded when it is needed.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use mneme_base::{AdapterId, ContentHash, Embedding};
+use mneme_diffusion::random::seeded;
+use mneme_diffusion::sampler::lengths::candidates;
+use mneme_engine_api::types::{CANVAS_TOKENS_MAX, EMBED_TEXTS_MAX, SCORE_ITEMS_MAX};
+use mneme_engine_api::{
+    AdapterLevel, CancelToken, CanvasEvent, EmbedPurpose, Engine, EngineError, EngineInfo, GenerateRequest, Generation,
+    GenerationMode, Guidance, ScoreItem, ScoreOutcome, TrainEvent, TrainJob, TrainOutcome,
+};
+
+use crate::adapter_file;
+use crate::assets::Assets;
+use crate::embedder::Embedder;
+use crate::error::Result;
+use crate::generate::ar::{Fill, Hole};
+use crate::generate::auto::Acceptance;
+use crate::generate::constrain::{self, Automaton};
+use crate::generate::diffuse::{Diffused, Pace};
+use crate::generate::ensemble::Ensemble;
+use crate::generate::plan::{Plan, PlanPiece};
+use crate::generate::report;
+use crate::generate::session::Session;
+use crate::generate::stream::Stream;
+use crate::generator::{self, Generator, SharedAdapter};
+use crate::runtime::Runtime;
+use crate::score;
+
+/// Candidate lengths that diffusion tries for holes inside a text.
+const LENGTHS_TRIED: usize = 4;
+/// An adapter of less weight than this has no say.
+const WEIGHT_MIN: f32 = 1e-6;
+
+/// Embedder and generator on libtorch.
+#[derive(Debug)]
+pub struct ArrowEngine {
+    runtime: Runtime,
+    assets: Assets,
+    embedder: Embedder,
+    base_hash: ContentHash,
+    generator: OnceLock<Arc<Generator>>,
+    /// Held while the generator is loaded, so that two first requests do not load it twice.
+    loading: Mutex<()>,
+}
+
+impl ArrowEngine {
+    /// Loads the embedder and hashes the generator's weights. Costs some 200 ms.
+    pub fn open(assets: Assets, runtime: Runtime) -> Result<Self> {
+        Ok(Self {
+            embedder: Embedder::load(&assets, runtime)?,
+            base_hash: Generator::hash(&assets)?,
+            runtime,
+            assets,
+            generator: OnceLock::new(),
+            loading: Mutex::new(()),
+        })
+    }
+
+    /// The generator, loaded at the first call.
+    pub fn generator(&self) -> Result<Arc<Generator>> {
+        if let Some(generator) = self.generator.get() {
+            return Ok(Arc::clone(generator));
+        }
+        let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(generator) = self.generator.get() {
+            return Ok(Arc::clone(generator));
+        }
+        let loaded = Arc::new(Generator::load(&self.assets, self.base_hash, self.runtime)?);
+        Ok(Arc::clone(self.generator.get_or_init(|| loaded)))
+    }
+
+    fn fill(
+        &self,
+        request: &GenerateRequest,
+        observe: &mut dyn FnMut(CanvasEvent),
+        cancel: &CancelToken,
+    ) -> Result<Generation> {
+        if matches!(request.guidance, Guidance::CrossAttention | Guidance::Both) {
+            let feature = "guidance by cross-attention: this model has no trained conditioner".into();
+            return Err(EngineError::Unsupported { engine: crate::NAME.into(), feature }.into());
+        }
+        let generator = self.generator()?;
+        let plan = Plan::new(request, &generator)?;
+        let automaton = request.constraint.as_ref().map(|c| constrain::compile(c, &generator)).transpose()?;
+        cancel.check()?;
+        let adapters = self.adapters(request, &generator)?;
+        let ensemble = ensemble(&generator, &plan, &adapters, request.guidance_scale)?;
+        let mut session = Session {
+            generator: &generator,
+            plan: &plan,
+            ensemble,
+            rng: seeded(request.seed),
+            cancel,
+            observe,
+            control: generator.tokenizer.control_ids(),
+            step: 0,
+            steps_total: 0,
+        };
+        session.ensemble.prompt(&plan.prompt, &plan.prompt_unconditional, &mut || Ok(cancel.check()?))?;
+        let given = plan.pieces.iter().take_while(|piece| matches!(piece, PlanPiece::Text { .. })).count();
+        let (lead, rest) = plan.pieces.split_at(given);
+        for piece in lead {
+            if let PlanPiece::Text { tokens, .. } = piece {
+                session.read(tokens)?;
+            }
+        }
+        let pace = Pace { steps: request.steps, block: request.block as usize };
+        let mut acceptance = Acceptance::default();
+        let fills = match request.mode {
+            GenerationMode::Ar => session.left_to_right(rest, automaton.as_ref(), None)?,
+            GenerationMode::Diffusion => session.by_diffusion(rest, pace, automaton.as_ref())?.fills,
+            GenerationMode::Auto => session.drafted(rest, pace, automaton.as_ref(), &mut acceptance)?,
+        };
+        finish(request, &session, &fills, &adapters, acceptance)
+    }
+
+    /// Reads the adapters that have a say.
+    fn adapters(&self, request: &GenerateRequest, generator: &Generator) -> Result<Vec<Named>> {
+        let mut adapters = Vec::new();
+        for adapter in request.adapters.iter().filter(|adapter| adapter.weight > WEIGHT_MIN) {
+            let config = generator.backbone().config.clone();
+            let read = adapter_file::read(Path::new(&adapter.folder), &config, self.base_hash, self.runtime.device)?;
+            adapters.push(Named {
+                id: adapter.id,
+                weight: f64::from(adapter.weight),
+                shared: Arc::new(Mutex::new(read)),
+            });
+        }
+        Ok(adapters)
+    }
+}
+
+/// An adapter in use.
+struct Named {
+    id: AdapterId,
+    weight: f64,
+    shared: Arc<SharedAdapter>,
+}
+
+fn ensemble<'a>(generator: &'a Generator, plan: &Plan, adapters: &[Named], guidance: f32) -> Result<Ensemble<'a>> {
+    let zero: Vec<Arc<SharedAdapter>> = generator.adapter_zero.iter().cloned().collect();
+    let capacity = plan.tokens_max();
+    let mut members = vec![Stream::new(generator, zero.clone(), capacity)?];
+    let mut prior = vec![(1.0 - adapters.iter().map(|adapter| adapter.weight).sum::<f64>()).max(0.0)];
+    for adapter in adapters {
+        let stacked = zero.iter().cloned().chain([Arc::clone(&adapter.shared)]).collect();
+        members.push(Stream::new(generator, stacked, capacity)?);
+        prior.push(adapter.weight);
+    }
+    // Guidance compares with the canvas without its memories: without memories there is nothing to compare.
+    let guided = guidance > 0.0 && plan.prompt != plan.prompt_unconditional;
+    let unconditional = if guided { Some(Stream::new(generator, zero, capacity)?) } else { None };
+    Ensemble::new(members, &prior, unconditional, guidance, generator.vocabulary)
+}
+
+impl Session<'_> {
+    /// Fills hole after hole from the left; with `drafting` a hole at the end is drafted by diffusion.
+    fn left_to_right(
+        &mut self,
+        pieces: &[PlanPiece],
+        automaton: Option<&Automaton>,
+        mut drafting: Option<(usize, &mut Acceptance)>,
+    ) -> Result<Vec<Fill>> {
+        self.steps_total = self.plan.canvas_tokens_max() as u32;
+        let mut fills: Vec<Fill> = Vec::new();
+        let mut shown: Vec<Vec<Option<u32>>> = Vec::new();
+        for (index, piece) in pieces.iter().enumerate() {
+            let (min, max) = match piece {
+                PlanPiece::Text { tokens, .. } => {
+                    // Text after the last hole changes nothing any more.
+                    if index + 1 < pieces.len() {
+                        self.feed(tokens)?;
+                    }
+                    continue;
+                }
+                PlanPiece::Hole { min, max } => (*min, *max),
+            };
+            let hole = Hole { min, max, may_stop: index + 1 == pieces.len() };
+            let fill = match (&mut drafting, automaton) {
+                (Some((block, acceptance)), None) if hole.may_stop => {
+                    self.fill_drafting(hole, *block, acceptance, &shown)?
+                }
+                _ => {
+                    let suffix = match pieces.get(index + 1) {
+                        Some(PlanPiece::Text { tokens, .. }) => tokens.as_slice(),
+                        _ => &[],
+                    };
+                    self.fill_left_to_right(hole, suffix, automaton, &shown)?
+                }
+            };
+            shown.push(fill.tokens.iter().map(|decided| Some(decided.token)).collect());
+            fills.push(fill);
+        }
+        Ok(fills)
+    }
+
+    /// Fills all holes by diffusion; of several lengths the one is kept whose tokens are likeliest in the mean.
+    fn by_diffusion(&mut self, pieces: &[PlanPiece], pace: Pace, automaton: Option<&Automaton>) -> Result<Diffused> {
+        let bounds: Vec<(usize, usize)> = pieces
+            .iter()
+            .filter_map(|piece| match piece {
+                PlanPiece::Hole { min, max } => Some((*min, *max)),
+                PlanPiece::Text { .. } => None,
+            })
+            .collect();
+        // A text that may end early, or that a constraint ends, needs no other length than its longest.
+        let tries = if self.plan.is_continuation() || automaton.is_some() { 1 } else { LENGTHS_TRIED };
+        let lengths: Vec<Vec<usize>> = bounds.iter().map(|(min, max)| candidates(*min, *max, tries)).collect();
+        let rounds = lengths.iter().map(Vec::len).max().unwrap_or(1).max(1);
+        let mut best: Option<Diffused> = None;
+        for round in 0..rounds {
+            let of_round: Vec<usize> = lengths
+                .iter()
+                .map(|of_hole| of_hole.get(round * of_hole.len() / rounds).copied().unwrap_or(1))
+                .collect();
+            let one = self.fill_by_diffusion(pieces, &of_round, pace, automaton)?;
+            if best.as_ref().is_none_or(|best| one.mean_log_probability > best.mean_log_probability) {
+                best = Some(one);
+            }
+        }
+        Ok(best.expect("at least one round was made"))
+    }
+
+    /// Diffusion proposes, the causal mode decides: it verifies drafts of a continuation token by token, and of an infill
+    /// it keeps the likelier of what diffusion and what itself would write.
+    fn drafted(
+        &mut self,
+        pieces: &[PlanPiece],
+        pace: Pace,
+        automaton: Option<&Automaton>,
+        acceptance: &mut Acceptance,
+    ) -> Result<Vec<Fill>> {
+        if self.plan.is_continuation() || automaton.is_some() {
+            return self.left_to_right(pieces, automaton, Some((pace.block, acceptance)));
+        }
+        let mark = self.ensemble.mark()?;
+        let causal = self.left_to_right(pieces, automaton, Some((pace.block, acceptance)))?;
+        self.ensemble.rewind(&mark);
+        let diffused = self.by_diffusion(pieces, pace, automaton)?.fills;
+        let causal_score = self.likelihood(pieces, &causal)?;
+        let diffused_score = self.likelihood(pieces, &diffused)?;
+        Ok(if diffused_score > causal_score { diffused } else { causal })
+    }
+
+    /// Mean log-probability a token that the causal mode gives to holes and the text between and after them (nats).
+    fn likelihood(&mut self, pieces: &[PlanPiece], fills: &[Fill]) -> Result<f64> {
+        let mut fills = fills.iter();
+        let mut text = Vec::new();
+        for piece in pieces {
+            match piece {
+                PlanPiece::Text { tokens, .. } => text.extend(tokens),
+                PlanPiece::Hole { .. } => {
+                    text.extend(fills.next().into_iter().flat_map(|fill| &fill.tokens).map(|decided| decided.token));
+                }
+            }
+        }
+        text.truncate(LIKELIHOOD_TOKENS_MAX);
+        self.cancel.check()?;
+        let likelihoods = self.ensemble.base().likelihoods(&[&text])?.concat();
+        Ok(likelihoods.iter().map(|l| f64::from(*l)).sum::<f64>() / likelihoods.len().max(1) as f64)
+    }
+}
+
+/// Tokens from the first hole on that an infill is judged by.
+const LIKELIHOOD_TOKENS_MAX: usize = 512;
+
+fn finish(
+    request: &GenerateRequest,
+    session: &Session<'_>,
+    fills: &[Fill],
+    adapters: &[Named],
+    acceptance: Acceptance,
+) -> Result<Generation> {
+    let (mut texts, mut tokens) = (Vec::new(), Vec::new());
+    for fill in fills {
+        let (text, traces) = report::traces(fill, session.generator)?;
+        texts.push(text);
+        tokens.extend(traces);
+    }
+    let weights = session.ensemble.weights();
+    Ok(Generation {
+        text: report::whole(&session.plan.pieces, &texts),
+        fills: texts,
+        tokens,
+        mode: request.mode,
+        steps: session.ensemble.evaluations,
+        acceptance: acceptance.rate(),
+        adapters: adapters
+            .iter()
+            .zip(weights.iter().skip(1))
+            .map(|(named, weight)| (named.id, *weight as f32))
+            .collect(),
+        disagreement: session.ensemble.disagreement(),
+        finish: fills.last().map_or("length", |fill| fill.finish).into(),
+    })
+}
+
+impl Engine for ArrowEngine {
+    fn info(&self) -> EngineInfo {
+        EngineInfo {
+            name: crate::NAME.into(),
+            embedding_generation: Embedder::generation(),
+            embedding_dimensions: self.embedder.dimensions() as u32,
+            model: generator::MODEL.into(),
+            base_hash: self.base_hash,
+            canvas_tokens_max: CANVAS_TOKENS_MAX,
+            trains: vec![AdapterLevel::Lora],
+        }
+    }
+
+    fn embed(
+        &self,
+        texts: &[String],
+        _purpose: EmbedPurpose,
+        cancel: &CancelToken,
+    ) -> std::result::Result<Vec<Embedding>, EngineError> {
+        if texts.len() > EMBED_TEXTS_MAX {
+            let problem = format!("are {}, at most {EMBED_TEXTS_MAX} are taken", texts.len());
+            return Err(EngineError::invalid("texts", problem));
+        }
+        Ok(self.embedder.embed(texts, cancel)?)
+    }
+
+    fn generate(
+        &self,
+        request: &GenerateRequest,
+        observe: &mut dyn FnMut(CanvasEvent),
+        cancel: &CancelToken,
+    ) -> std::result::Result<Generation, EngineError> {
+        Ok(self.fill(request, observe, cancel)?)
+    }
+
+    fn score(&self, items: &[ScoreItem], cancel: &CancelToken) -> std::result::Result<Vec<ScoreOutcome>, EngineError> {
+        if items.len() > SCORE_ITEMS_MAX {
+            let problem = format!("are {}, at most {SCORE_ITEMS_MAX} are taken", items.len());
+            return Err(EngineError::invalid("items", problem));
+        }
+        let generator = self.generator()?;
+        Ok(score::score(&generator, items, cancel)?)
+    }
+
+    fn train(
+        &self,
+        _job: &TrainJob,
+        _observe: &mut dyn FnMut(TrainEvent),
+        _cancel: &CancelToken,
+    ) -> std::result::Result<TrainOutcome, EngineError> {
+        Err(EngineError::Unsupported { engine: crate::NAME.into(), feature: "training".into() })
+    }
+}

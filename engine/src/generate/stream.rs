@@ -1,0 +1,155 @@
+//! One network reading one text: a committed causal prefix and a window behind it.
+
+use std::sync::{Arc, PoisonError};
+
+use tch::Tensor;
+
+use crate::error::{ModelError, Result};
+use crate::generator::{Generator, SharedAdapter, rows_of};
+use crate::nn::backbone::Window;
+use crate::nn::cache::KvCache;
+use crate::nn::visibility::Visibility;
+
+/// Tokens of one evaluation while a long prefix is read; between them the work can be cancelled.
+const CHUNK_TOKENS: usize = 512;
+
+/// Rows of logits that exist at a time: each is as long as the vocabulary.
+const LOGIT_ROWS: usize = 64;
+
+/// A network, its prefix, and the hidden state of the prefix's last token.
+#[derive(Debug)]
+pub struct Stream<'a> {
+    generator: &'a Generator,
+    adapters: Vec<Arc<SharedAdapter>>,
+    cache: KvCache,
+    /// `[1, hidden]`: by the shift, the logits of the next position come from it.
+    tail: Option<Tensor>,
+}
+
+impl<'a> Stream<'a> {
+    /// An empty stream for texts up to `tokens_max` tokens.
+    pub fn new(generator: &'a Generator, adapters: Vec<Arc<SharedAdapter>>, tokens_max: usize) -> Result<Self> {
+        let cache = generator.backbone().cache(tokens_max as i64)?;
+        Ok(Self { generator, adapters, cache, tail: None })
+    }
+
+    /// Committed tokens.
+    pub fn len(&self) -> usize {
+        self.cache.len() as usize
+    }
+
+    /// Whether nothing is committed.
+    pub fn is_empty(&self) -> bool {
+        self.cache.is_empty()
+    }
+
+    /// Evaluates tokens behind the prefix without committing them.
+    ///
+    /// # Shapes
+    /// `[tokens, hidden]`, normed.
+    pub fn peek(&mut self, tokens: &[u32], visibility: Visibility<'_>) -> Result<Tensor> {
+        let places: Vec<usize> = (0..tokens.len()).collect();
+        self.peek_at(tokens, &places, visibility)
+    }
+
+    /// As [`Stream::peek`], with the place of each token counted from the end of the prefix: several texts in one window each
+    /// start at place 0.
+    pub fn peek_at(&mut self, tokens: &[u32], places: &[usize], visibility: Visibility<'_>) -> Result<Tensor> {
+        let _guard = tch::no_grad_guard();
+        let start = self.cache.len();
+        let ids: Vec<i64> = tokens.iter().map(|token| i64::from(*token)).collect();
+        let positions: Vec<i64> = places.iter().map(|place| start + *place as i64).collect();
+        let window = Window { tokens: &ids, positions: &positions, visibility };
+        let backbone = self.generator.backbone();
+        let held: Vec<_> = self.adapters.iter().map(|one| one.lock().unwrap_or_else(PoisonError::into_inner)).collect();
+        let adapters: Vec<_> = held.iter().map(|adapter| &**adapter).collect();
+        backbone.hidden(&window, Some(&mut self.cache), &adapters)
+    }
+
+    /// Commits the first `count` tokens of the window that was peeked at causally, whose hidden states are given.
+    pub fn commit(&mut self, hidden: &Tensor, count: usize) -> Result<()> {
+        if count > 0 {
+            self.tail = Some(hidden.f_narrow(0, count as i64 - 1, 1)?);
+            self.cache.commit(count as i64);
+        }
+        Ok(())
+    }
+
+    /// Reads tokens left to right and commits them; `between` is asked before each evaluation.
+    pub fn feed(&mut self, tokens: &[u32], between: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        for chunk in tokens.chunks(CHUNK_TOKENS) {
+            between()?;
+            let hidden = self.peek(chunk, Visibility::Causal)?;
+            self.commit(&hidden, chunk.len())?;
+        }
+        Ok(())
+    }
+
+    /// Logits of rows of hidden states.
+    ///
+    /// # Shapes
+    /// `[rows, vocabulary] f32`.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let _guard = tch::no_grad_guard();
+        self.generator.backbone().logits(hidden)
+    }
+
+    /// Log-probabilities that the causal mode gives to texts after the prefix; nothing is committed. The texts share one
+    /// window, so that few evaluations read many.
+    ///
+    /// # Shapes
+    /// For each text one number for each token (nats).
+    pub fn likelihoods(&mut self, texts: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+        let _guard = tch::no_grad_guard();
+        let tokens: Vec<u32> = texts.concat();
+        if tokens.is_empty() {
+            return Ok(vec![Vec::new(); texts.len()]);
+        }
+        let of_text: Vec<u32> = (0_u32..).zip(texts).flat_map(|(i, text)| vec![i; text.len()]).collect();
+        let places: Vec<usize> = texts.iter().flat_map(|text| 0..text.len()).collect();
+        let hidden = self.peek_at(&tokens, &places, Visibility::CausalTexts(&of_text))?;
+        // A token is predicted by the row before it; the first of a text by the prefix, which is row 0 here.
+        let rows: Vec<i64> =
+            places.iter().enumerate().map(|(i, place)| if *place == 0 { 0 } else { i as i64 }).collect();
+        let sources = Tensor::f_cat(&[self.tail()?, &hidden], 0)?;
+        let mut all = Vec::with_capacity(tokens.len());
+        for (rows, tokens) in rows.chunks(LOGIT_ROWS).zip(tokens.chunks(LOGIT_ROWS)) {
+            let rows = Tensor::f_from_slice(rows)?.f_to_device(hidden.device())?;
+            let wanted: Vec<i64> = tokens.iter().map(|token| i64::from(*token)).collect();
+            let wanted = Tensor::f_from_slice(&wanted)?.f_to_device(hidden.device())?.f_unsqueeze(1)?;
+            let logits = self.logits(&sources.f_index_select(0, &rows)?)?;
+            let chosen = logits.f_gather(1, &wanted, false)?.f_squeeze_dim(1)?;
+            all.extend(rows_of(&chosen.f_sub(&logits.f_logsumexp([-1], false)?)?)?);
+        }
+        let mut rest = all.as_slice();
+        let split = |text: &&[u32]| {
+            let (own, later) = rest.split_at(text.len());
+            rest = later;
+            own.to_vec()
+        };
+        Ok(texts.iter().map(split).collect())
+    }
+
+    /// The hidden state that predicts the token after the prefix.
+    pub fn tail(&self) -> Result<&Tensor> {
+        self.tail.as_ref().ok_or_else(|| ModelError::load("prefix", "nothing was read yet"))
+    }
+
+    /// Remembers where the stream stands.
+    pub fn mark(&self) -> Result<Mark> {
+        Ok(Mark { len: self.cache.len(), tail: self.tail.as_ref().map(Tensor::shallow_clone) })
+    }
+
+    /// Forgets what was committed after a mark.
+    pub fn rewind(&mut self, mark: &Mark) {
+        self.cache.truncate(mark.len);
+        self.tail = mark.tail.as_ref().map(Tensor::shallow_clone);
+    }
+}
+
+/// A place in a stream.
+#[derive(Debug)]
+pub struct Mark {
+    len: i64,
+    tail: Option<Tensor>,
+}

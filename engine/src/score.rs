@@ -1,0 +1,63 @@
+//! Scores texts by the log-likelihood of the causal mode. Texts of one context share its keys and values and one window.
+
+use mneme_engine_api::{CancelToken, EngineError, ScoreItem, ScoreOutcome};
+
+use crate::error::Result;
+use crate::generate::stream::Stream;
+use crate::generator::Generator;
+
+/// A context is cut to its last tokens: what is near counts most.
+const CONTEXT_TOKENS_MAX: usize = 1_024;
+/// A text is cut to its first tokens; the outcome says how many were scored.
+const TEXT_TOKENS_MAX: usize = 1_024;
+/// Tokens of one window: attention among the texts of a window is computed and hidden, so that larger is not faster.
+const WINDOW_TOKENS: usize = 512;
+
+/// Scores every item, in its order.
+pub fn score(generator: &Generator, items: &[ScoreItem], cancel: &CancelToken) -> Result<Vec<ScoreOutcome>> {
+    let mut outcomes = vec![ScoreOutcome { log_likelihood: 0.0, tokens: 0 }; items.len()];
+    let mut order: Vec<usize> = (0..items.len()).collect();
+    order.sort_by(|a, b| items[*a].context.cmp(&items[*b].context).then(a.cmp(b)));
+    for group in order.chunk_by(|a, b| items[*a].context == items[*b].context) {
+        let mut context = generator.encode(&items[group[0]].context)?;
+        context.drain(..context.len().saturating_sub(CONTEXT_TOKENS_MAX));
+        context.insert(0, generator.special.document);
+        let mut texts = Vec::with_capacity(group.len());
+        for index in group {
+            let mut text = generator.encode(&items[*index].text)?;
+            text.truncate(TEXT_TOKENS_MAX);
+            texts.push(text);
+        }
+        let adapters = generator.adapter_zero.iter().cloned().collect();
+        let capacity = context.len() + WINDOW_TOKENS.max(TEXT_TOKENS_MAX);
+        let mut stream = Stream::new(generator, adapters, capacity)?;
+        stream.feed(&context, &mut || Ok(cancel.check()?))?;
+        let mut rest = texts.as_slice();
+        let mut next = group.iter();
+        while !rest.is_empty() {
+            cancel.check()?;
+            let (window, later) = rest.split_at(fitting(rest));
+            rest = later;
+            let window: Vec<&[u32]> = window.iter().map(Vec::as_slice).collect();
+            for likelihoods in stream.likelihoods(&window)? {
+                let sum: f64 = likelihoods.iter().map(|l| f64::from(*l)).sum();
+                if !sum.is_finite() {
+                    return Err(EngineError::Internal { reason: "network gave no likelihood".into() }.into());
+                }
+                let index = next.next().expect("the stream returns one result for each text");
+                outcomes[*index] = ScoreOutcome { log_likelihood: sum.min(0.0), tokens: likelihoods.len() as u32 };
+            }
+        }
+    }
+    Ok(outcomes)
+}
+
+/// How many of the next texts fit one window.
+fn fitting(texts: &[Vec<u32>]) -> usize {
+    let mut sum = 0;
+    let fits = |text: &&Vec<u32>| {
+        sum += text.len();
+        sum <= WINDOW_TOKENS
+    };
+    texts.iter().take_while(fits).count().max(1)
+}
