@@ -63,8 +63,24 @@ fn main() -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            complain(&error);
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Prints what went wrong, outermost first, and then what a person can do about it.
+fn complain(error: &anyhow::Error) {
+    let mut hints = Vec::new();
+    let mut layers = Vec::new();
+    for layer in error.chain().map(ToString::to_string) {
+        let (hint, said): (Vec<_>, Vec<_>) =
+            layer.lines().map(str::to_owned).partition(|line| line.starts_with("hint: "));
+        hints.extend(hint);
+        layers.push(said.join("\n"));
+    }
+    eprintln!("error: {}", layers.join(": "));
+    for hint in hints {
+        eprintln!("{hint}");
     }
 }

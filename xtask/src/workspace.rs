@@ -1,6 +1,7 @@
 //! The checkout and the user's cache: where things are.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, bail};
 use cargo_metadata::{Metadata, MetadataCommand, Package, TargetKind};
@@ -16,6 +17,8 @@ impl Workspace {
     pub(crate) fn find() -> anyhow::Result<Self> {
         let metadata = MetadataCommand::new()
             .manifest_path(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml"))
+            // What other platforms would pull in is neither built nor shipped from here.
+            .other_options(["--filter-platform".to_owned(), host()?])
             .exec()
             .context("could not read the workspace; does 'cargo metadata' succeed?")?;
         Ok(Self { root: metadata.workspace_root.clone().into(), metadata })
@@ -53,6 +56,14 @@ impl Workspace {
     pub(crate) fn assets(&self) -> PathBuf {
         self.root.join(".assets")
     }
+}
+
+/// The triple of the machine that builds.
+fn host() -> anyhow::Result<String> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(rustc).arg("-vV").output().context("could not run rustc")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().find_map(|line| line.strip_prefix("host: ")).map(str::to_owned).context("rustc -vV names no host")
 }
 
 /// `$XDG_CACHE_HOME/mneme`, else `~/.cache/mneme`.

@@ -2,6 +2,7 @@
 
 mod arrows;
 mod documents;
+mod licences;
 mod text;
 
 use std::process::ExitCode;
@@ -56,5 +57,6 @@ pub(crate) fn check(workspace: &Workspace, bless: bool) -> anyhow::Result<Findin
     arrows::check(workspace, &mut findings)?;
     text::check(&workspace.root, &mut findings)?;
     documents::check(workspace, bless, &mut findings)?;
+    licences::check(workspace, &mut findings)?;
     Ok(findings)
 }
