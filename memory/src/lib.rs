@@ -2,8 +2,13 @@
 //!
 //! Reading order: [`domain`] (the nouns), [`store`] (the trait that every store passes the same conformance suite for).
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod domain;
+pub mod durable;
+pub mod gate;
 pub mod index;
+pub mod oracle;
 pub mod recall;
 pub mod state;
 pub mod store;
@@ -12,6 +17,8 @@ pub use domain::{
     ForgetReceipt, ForgetSelector, Hit, HitExplanation, Memory, MemoryKind, MemoryState, Metadata, NewMemory, Recall,
     RecallFilter, RecallQuery, RememberReceipt, Signal,
 };
+pub use durable::{DurableOptions, DurableStore};
+pub use oracle::InMemoryStore;
 pub use recall::{IndexOptions, RankedHit, RankedRecall, RecallIndex, context_texts};
 pub use store::{
     AckLevel, Document, MaintenanceReport, MaintenanceTask, MemoryStore, Operation, OperationKind, OperationOutcome,

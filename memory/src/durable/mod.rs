@@ -1,0 +1,341 @@
+//! The store that lasts: memories in a state engine, an index over them in memory.
+//!
+//! One [`DurableStore::apply`] is one transaction of the state engine: memory rows, idempotency rows, queue rows, journal row
+//! and counters become durable together or not at all, with one fsync for the whole batch (group commit). The state engine
+//! holds everything a memory is; the recall index is rebuilt from it at open, and other places that follow the store
+//! ([`Projection`], such as a columnar copy) are fed from a journal of changed ids.
+//!
+//! What a crash loses: nothing that was acknowledged. What a fault of the state engine does: every later call answers
+//! [`StoreError::Closed`] and the process is expected to exit; a write is never tried again.
+//!
+//! Reading order: [`options`], `record` and `keys` (what the rows are), `transaction`, `operations`, then this file (the
+//! store), `reading`, `embeddings`, `projection`, `upkeep`.
+
+mod cache;
+mod embeddings;
+pub(crate) mod keys;
+pub(crate) mod operations;
+pub mod options;
+pub mod projection;
+mod reading;
+pub(crate) mod record;
+pub(crate) mod transaction;
+mod upkeep;
+
+use std::fmt;
+use std::ops::{Bound, ControlFlow};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use mneme_base::{Embedding, EmbeddingGeneration, Lsn, MemoryId, Namespace, Timestamp};
+
+use crate::domain::{Memory, Recall, RecallQuery};
+use crate::durable::cache::MemoryCache;
+use crate::durable::operations::Context;
+use crate::durable::record::RowError;
+use crate::durable::transaction::{Transaction, WriterState};
+use crate::recall::RecallIndex;
+use crate::state::{RamEngine, StateEngine, Table, open_engine, scan_prefix};
+use crate::store::{
+    Document, MaintenanceReport, MaintenanceTask, MemoryStore, Operation, OperationOutcome, PendingEmbedding, Scan,
+    StoreError, StoreHealth, StoreStats,
+};
+
+pub(crate) use embeddings::{check_generation, check_views};
+pub use options::DurableOptions;
+pub use projection::{Change, JournalRecord, Projection};
+pub use upkeep::restore;
+
+/// The state engine's folder inside the store's.
+const STATE_FOLDER: &str = "state";
+
+/// Memories in a state engine, with a recall index in memory.
+pub struct DurableStore {
+    folder: PathBuf,
+    options: DurableOptions,
+    engine: Arc<dyn StateEngine>,
+    /// Held for a whole transaction: one writer.
+    writer: Mutex<WriterState>,
+    index: RwLock<RecallIndex>,
+    cache: Mutex<MemoryCache>,
+    /// What the last transaction left, for readers that must not wait for the writer.
+    published: RwLock<WriterState>,
+    projections: RwLock<Vec<Arc<dyn Projection>>>,
+    /// Held for a whole step of upkeep: one at a time.
+    upkeep: Mutex<()>,
+}
+
+impl fmt::Debug for DurableStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DurableStore")
+            .field("folder", &self.folder)
+            .field("engine", &self.engine)
+            .finish_non_exhaustive()
+    }
+}
+
+fn corrupt(folder: &Path) -> impl Fn(RowError) -> StoreError + '_ {
+    |error| StoreError::Corrupt { path: folder.to_owned(), problem: error.to_string() }
+}
+
+impl DurableStore {
+    /// Opens the store in a folder, or makes one there. Rebuilds the recall index from the rows.
+    pub fn open(folder: &Path, options: DurableOptions) -> Result<Self, StoreError> {
+        let engine = open_engine(&folder.join(STATE_FOLDER), options.engine, options.engine_cache_bytes)?;
+        Self::over(engine, folder, options)
+    }
+
+    /// A store whose rows live in memory only: the same code without a disk.
+    pub fn in_memory(options: DurableOptions) -> Result<Self, StoreError> {
+        Self::over(Arc::new(RamEngine::default()), Path::new(""), options)
+    }
+
+    /// Opens a store over a state engine.
+    pub fn over(engine: Arc<dyn StateEngine>, folder: &Path, options: DurableOptions) -> Result<Self, StoreError> {
+        let state = load_writer_state(engine.as_ref(), folder)?;
+        let index = reading::build_index(engine.as_ref(), folder, &options, state.generation.as_ref())?;
+        let store = Self {
+            folder: folder.to_owned(),
+            cache: Mutex::new(MemoryCache::new(options.memory_cache_bytes)),
+            options,
+            engine,
+            published: RwLock::new(state.clone()),
+            writer: Mutex::new(state),
+            index: RwLock::new(index),
+            projections: RwLock::default(),
+            upkeep: Mutex::new(()),
+        };
+        store.resume_regeneration()?;
+        Ok(store)
+    }
+
+    fn writer(&self) -> MutexGuard<'_, WriterState> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn index(&self) -> RwLockReadGuard<'_, RecallIndex> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn index_mut(&self) -> RwLockWriteGuard<'_, RecallIndex> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cache(&self) -> MutexGuard<'_, MemoryCache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn published(&self) -> RwLockReadGuard<'_, WriterState> {
+        self.published.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The last change.
+    pub fn lsn(&self) -> Lsn {
+        Lsn(self.published().counters.lsn)
+    }
+
+    fn check_open(&self) -> Result<(), StoreError> {
+        match self.engine.fault() {
+            Some(reason) => Err(StoreError::Closed { reason }),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses writes while there is room to refuse them in, instead of failing half way later.
+    fn check_disk(&self) -> Result<(), StoreError> {
+        match self.free_bytes() {
+            Some(free_bytes) if free_bytes < self.options.disk_watermark_bytes => {
+                Err(StoreError::ReadOnly { free_bytes, watermark_bytes: self.options.disk_watermark_bytes })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        if self.folder.as_os_str().is_empty() || self.options.disk_watermark_bytes == 0 {
+            return None;
+        }
+        let found = rustix::fs::statvfs(&self.folder).ok()?;
+        Some(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
+    /// Carries out a batch. See [`crate::store::MemoryStore::apply`].
+    fn apply_batch(&self, batch: &[Operation], now: Timestamp) -> Result<Vec<OperationOutcome>, StoreError> {
+        self.check_open()?;
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        if !operations::only_forgets(batch) {
+            self.check_disk()?;
+        }
+        let admitted: Vec<_> = batch.iter().map(operations::admitted).collect();
+        let mut writer = self.writer();
+        let corrupt = corrupt(&self.folder);
+        let mut transaction = Transaction::new(self.engine.as_ref(), writer.clone(), &corrupt);
+        let mut outcomes = Vec::with_capacity(batch.len());
+        {
+            let index = self.index();
+            let context = Context { options: &self.options, index: &index, now };
+            for (operation, admitted) in batch.iter().zip(admitted) {
+                outcomes.push(operations::operate(&mut transaction, &context, operation, admitted)?);
+            }
+        }
+        if transaction.state.counters.lsn != writer.counters.lsn {
+            transaction.finish(now, &self.options)?;
+            self.commit(&mut writer, transaction)?;
+        }
+        Ok(outcomes)
+    }
+
+    /// Makes a transaction durable, then visible.
+    fn commit(&self, writer: &mut WriterState, transaction: Transaction<'_>) -> Result<(), StoreError> {
+        let Transaction { batch, state, touched, .. } = transaction;
+        self.engine.commit(&batch)?;
+        self.cache().invalidate(touched.keys());
+        if !touched.is_empty() {
+            let mut index = self.index_mut();
+            // In id order, so that the index does not depend on the order of a hash map.
+            let mut touched: Vec<_> = touched.into_iter().collect();
+            touched.sort_unstable_by_key(|(id, _)| *id);
+            for (id, memory) in touched {
+                match memory {
+                    Some(memory) => index.upsert(&memory),
+                    None => {
+                        index.remove(id);
+                    }
+                }
+            }
+        }
+        *writer = state.clone();
+        *self.published.write().unwrap_or_else(PoisonError::into_inner) = state;
+        Ok(())
+    }
+
+    fn current_stats(&self) -> StoreStats {
+        let state = self.published().clone();
+        let counters = state.counters;
+        let health = match (self.engine.fault(), self.check_disk()) {
+            (Some(reason), _) => StoreHealth::Failed { reason },
+            (None, Err(error)) => StoreHealth::ReadOnly { reason: error.to_string() },
+            (None, Ok(())) => StoreHealth::Healthy,
+        };
+        StoreStats {
+            engine: self.engine.kind().to_string(),
+            memories: counters.active + counters.quarantined,
+            quarantined: counters.quarantined,
+            superseded: counters.superseded,
+            purge_pending: counters.purge_pending,
+            embeddings_pending: counters.embeddings_pending,
+            namespaces: state.namespaces.into_iter().collect(),
+            lsn: Lsn(counters.lsn),
+            disk_bytes: self.engine.disk_bytes(),
+            index_bytes: self.index().bytes(),
+            health,
+        }
+    }
+}
+
+impl MemoryStore for DurableStore {
+    fn apply(&self, batch: &[Operation], now: Timestamp) -> Result<Vec<OperationOutcome>, StoreError> {
+        self.apply_batch(batch, now)
+    }
+
+    fn get(&self, id: MemoryId) -> Result<Option<Memory>, StoreError> {
+        self.check_open()?;
+        self.memory(id)
+    }
+
+    fn recall(&self, query: &RecallQuery, embedding: Option<&Embedding>, now: Timestamp) -> Result<Recall, StoreError> {
+        self.answer(query, embedding, now)
+    }
+
+    fn scan(&self, scan: &Scan) -> Result<Vec<Memory>, StoreError> {
+        self.page(scan)
+    }
+
+    fn set_generation(&self, generation: &EmbeddingGeneration) -> Result<(), StoreError> {
+        self.start_generation(generation)
+    }
+
+    fn pending_embeddings(&self, limit: usize) -> Result<Vec<PendingEmbedding>, StoreError> {
+        self.pending(limit)
+    }
+
+    fn store_embeddings(
+        &self,
+        generation: &EmbeddingGeneration,
+        embeddings: Vec<(MemoryId, Vec<Embedding>)>,
+    ) -> Result<(), StoreError> {
+        self.put_embeddings(generation, embeddings)
+    }
+
+    fn documents(
+        &self,
+        collection: &str,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Document>, StoreError> {
+        self.document_page(collection, prefix, after, limit)
+    }
+
+    fn maintain(&self, task: MaintenanceTask, now: Timestamp) -> Result<MaintenanceReport, StoreError> {
+        self.upkeep_step(task, now)
+    }
+
+    fn backup(&self, folder: &Path) -> Result<MaintenanceReport, StoreError> {
+        self.backup_to(folder)
+    }
+
+    fn stats(&self) -> StoreStats {
+        self.current_stats()
+    }
+}
+
+fn load_writer_state(engine: &dyn StateEngine, folder: &Path) -> Result<WriterState, StoreError> {
+    let corrupt = corrupt(folder);
+    let mut state = WriterState::default();
+    if let Some(bytes) = engine.get(Table::Meta, keys::COUNTERS)? {
+        state.counters = record::decode_counters(&bytes).map_err(&corrupt)?;
+    }
+    if let Some(bytes) = engine.get(Table::Meta, keys::GENERATION)? {
+        state.generation = Some(EmbeddingGeneration(String::from_utf8_lossy(&bytes).into_owned()));
+    }
+    scan_prefix(engine, Table::Meta, keys::NAMESPACE_PREFIX, &mut |key, value| {
+        let name = String::from_utf8_lossy(&key[keys::NAMESPACE_PREFIX.len()..]);
+        if let (Ok(namespace), Some(count)) = (name.parse::<Namespace>(), value.first_chunk::<8>()) {
+            state.namespaces.insert(namespace, u64::from_le_bytes(*count));
+        }
+        ControlFlow::Continue(())
+    })?;
+    scan_prefix(engine, Table::Meta, keys::PROJECTION_PREFIX, &mut |key, _| {
+        state.projections.push(String::from_utf8_lossy(&key[keys::PROJECTION_PREFIX.len()..]).into_owned());
+        ControlFlow::Continue(())
+    })?;
+    Ok(state)
+}
+
+/// Visits every memory, in id order.
+fn each_memory(
+    engine: &dyn StateEngine,
+    folder: &Path,
+    after: Option<MemoryId>,
+    visit: &mut dyn FnMut(Memory) -> ControlFlow<()>,
+) -> Result<(), StoreError> {
+    let corrupt = corrupt(folder);
+    let mut fault = None;
+    let from = after.as_ref().map_or(Bound::Unbounded, |id| Bound::Excluded(&id.as_bytes()[..]));
+    engine.scan(Table::Memory, from, Bound::Unbounded, &mut |key, value| match memory_of(key, value) {
+        Ok(memory) => visit(memory),
+        Err(error) => {
+            fault = Some(corrupt(error));
+            ControlFlow::Break(())
+        }
+    })?;
+    fault.map_or(Ok(()), Err)
+}
+
+fn memory_of(key: &[u8], value: &[u8]) -> Result<Memory, RowError> {
+    let id = key.first_chunk::<16>().map(|bytes| MemoryId::from_bytes(*bytes));
+    record::decode_memory(id.unwrap_or(MemoryId::from_bytes([0; 16])), value)
+}
