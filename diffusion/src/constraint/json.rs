@@ -198,6 +198,11 @@ impl Nfa {
             self.join(from, end);
             return Ok(());
         };
+        if low.iter().all(|&digit| digit == b'0') && high.iter().all(|&digit| digit == b'9') {
+            let rest = self.repeat(from, b'0', b'9', low.len(), low.len())?;
+            self.join(rest, end);
+            return Ok(());
+        }
         if l == h {
             let next = self.byte(from, l, l)?;
             return self.digits_between(next, low_rest, high_rest, end);

@@ -25,7 +25,7 @@ pub(super) fn whole(pattern: &str, limits: Limits) -> Result<ByteDfa, Constraint
 /// The texts that contain a match of a schema's `pattern` (ECMA-262), as JSON Schema 2020-12 section 6.3.3 has it.
 pub(super) fn contains(pattern: &str, limits: Limits) -> Result<ByteDfa, ConstraintError> {
     check_size(pattern, limits)?;
-    let pattern = from_ecma(pattern);
+    let pattern = from_ecma(pattern)?;
     parse(&pattern)?;
     compile(&format!(r"\A(?s:.)*(?:{pattern})(?s:.)*\z"), limits)
 }
@@ -101,45 +101,69 @@ fn compile(pattern: &str, limits: Limits) -> Result<ByteDfa, ConstraintError> {
     ByteDfa::from_table(&table, &accepting)
 }
 
-/// Rewrites an ECMA-262 expression for the `regex` crate where the two read the same text differently: `\d \w \s` are about ASCII (and
-/// `\s` some more), `.` excludes four line ends, a bracket inside a class is a bracket. What neither can express stays and fails.
-fn from_ecma(pattern: &str) -> String {
-    /// Members of ECMA's `\s`, as they stand inside a class.
-    const SPACE: &str =
-        r"\t\n\x0B\x0C\r \u{A0}\u{1680}\u{2000}-\u{200A}\u{2028}\u{2029}\u{202F}\u{205F}\u{3000}\u{FEFF}";
+/// Rewrites an ECMA-262 expression for the `regex` crate where the two read the same text differently: `\d \w \s` are about ASCII in
+/// one and about Unicode in the other, `.` excludes four line ends, a bracket inside a class is a bracket. Validators take either
+/// reading of the classes, so the narrower one is written, and the wider one inside a negated class. What the crate cannot express stays
+/// and fails.
+fn from_ecma(pattern: &str) -> Result<String, ConstraintError> {
+    /// White space in both readings, as it stands inside a class.
+    const SPACE: &str = r"\t\n\x0B\x0C\r \u{A0}\u{1680}\u{2000}-\u{200A}\u{2028}\u{2029}\u{202F}\u{205F}\u{3000}";
+    /// White space in one of them.
+    const SPACE_PERHAPS: &str = r"\x85\u{FEFF}";
     let mut out = String::with_capacity(pattern.len() + 16);
-    let mut in_class = false;
-    let mut letters = pattern.chars();
+    // Inside a class, and whether it is negated.
+    let mut class: Option<bool> = None;
+    let mut letters = pattern.chars().peekable();
     while let Some(letter) = letters.next() {
+        let wide = class == Some(true);
         match letter {
             '\\' => match letters.next() {
-                Some('d') => out.push_str("[0-9]"),
-                Some('D') => out.push_str("[^0-9]"),
-                Some('w') => out.push_str("[A-Za-z0-9_]"),
-                Some('W') => out.push_str("[^A-Za-z0-9_]"),
+                Some('d') if !wide => out.push_str("[0-9]"),
+                Some('D') if wide => out.push_str("[^0-9]"),
+                Some('w') if !wide => out.push_str("[A-Za-z0-9_]"),
+                Some('W') if wide => out.push_str("[^A-Za-z0-9_]"),
+                Some('s') if wide => out.extend(["[", SPACE, SPACE_PERHAPS, "]"]),
                 Some('s') => out.extend(["[", SPACE, "]"]),
-                Some('S') => out.extend(["[^", SPACE, "]"]),
-                Some('b') if in_class => out.push_str(r"\x08"),
-                Some('b') => out.push_str(r"(?-u:\b)"),
-                Some('B') if !in_class => out.push_str(r"(?-u:\B)"),
+                Some('S') if wide => out.extend(["[^", SPACE, "]"]),
+                Some('S') => out.extend(["[^", SPACE, SPACE_PERHAPS, "]"]),
+                Some('b') if class.is_some() => out.push_str(r"\x08"),
+                Some('b' | 'B') => {
+                    let reason = "word boundaries: readers disagree about letters beyond ASCII".into();
+                    return Err(ConstraintError::Regex { reason });
+                }
                 Some('0') => out.push_str(r"\x00"),
+                Some(name) if name.is_ascii_alphanumeric() && !"nrtfvxupPdDwW".contains(name) => {
+                    return Err(ConstraintError::Regex { reason: format!(r"escape \{name}") });
+                }
                 Some(escaped) => out.extend(['\\', escaped]),
                 None => out.push('\\'),
             },
-            '[' if in_class => out.push_str(r"\["),
+            '[' if class.is_some() => out.push_str(r"\["),
+            // An empty class matches nothing, its negation everything; the crate would read the bracket as a member.
+            '[' if letters.peek() == Some(&']') => {
+                letters.next();
+                out.push_str("[a&&b]");
+            }
+            '[' if letters.clone().take(2).eq("^]".chars()) => {
+                letters.nth(1);
+                out.push_str("(?s:.)");
+            }
+            '-' if class.is_some() && letters.peek() == Some(&'-') => {
+                return Err(ConstraintError::Regex { reason: "two hyphens in a class; escape them".into() });
+            }
             '[' => {
-                in_class = true;
+                class = Some(letters.peek() == Some(&'^'));
                 out.push('[');
             }
             ']' => {
-                in_class = false;
+                class = None;
                 out.push(']');
             }
             // Set operations of the regex crate; a single one is a plain character in both.
-            '&' | '~' if in_class => out.extend(['\\', letter]),
-            '.' if !in_class => out.push_str(r"[^\n\r\u{2028}\u{2029}]"),
+            '&' | '~' if class.is_some() => out.extend(['\\', letter]),
+            '.' if class.is_none() => out.push_str(r"[^\n\r\u{2028}\u{2029}]"),
             _ => out.push(letter),
         }
     }
-    out
+    Ok(out)
 }
