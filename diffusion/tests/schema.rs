@@ -54,7 +54,7 @@ fn random_schema(rng: &mut dyn Rng, depth: usize) -> Value {
                 r"^\S+@\S+$",
                 "^é+$",
                 r"^[^\W\d]\D\.[^[a]$",
-                "^[^]k[[&&~]$",
+                "^.k[&~]$",
             ];
             match below(rng, 3) {
                 0 => json!({"type": "string", "pattern": patterns[below(rng, patterns.len())], "maxLength": 12}),
