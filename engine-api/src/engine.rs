@@ -112,7 +112,7 @@ impl EngineError {
 ///
 /// Calls block; the caller gives each a thread. Every call checks its [`CancelToken`] at least once a step. No input from
 /// outside makes an implementation panic.
-pub trait Engine: Send + Sync {
+pub trait Engine: Send + Sync + std::fmt::Debug {
     /// Says what it is: names, dimensions, hashes, limits. Cheap.
     fn info(&self) -> EngineInfo;
 

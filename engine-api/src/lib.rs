@@ -4,6 +4,7 @@
 //! tensor library and the tests need none. Reading order: [`engine`] (the trait), [`types`] (its nouns),
 //! [`wire`] (frames between the processes), [`serve`] (the engine's end), [`process`] (the daemon's end), `trainer`, [`fake`].
 
+pub mod absent;
 pub mod engine;
 pub mod fake;
 pub mod process;
@@ -12,6 +13,7 @@ pub mod trainer;
 pub mod types;
 pub mod wire;
 
+pub use absent::AbsentEngine;
 pub use engine::{CancelToken, Engine, EngineError};
 pub use fake::FakeEngine;
 pub use process::{EngineProcess, ProcessOptions};

@@ -39,12 +39,22 @@ pub(crate) fn run(
     let folder = std::path::Path::new(&job.folder);
     fs_err::create_dir_all(folder).map_err(|error| unavailable("job folder cannot be made", &error))?;
     let outcome_path = folder.join(OUTCOME_FILE);
-    if let Some(outcome) = read_outcome(&outcome_path)? {
-        return Ok(outcome);
-    }
     let job_path = folder.join(JOB_FILE);
     let text = serde_json::to_vec_pretty(job).map_err(|error| unavailable("job cannot be written", &error))?;
-    fs_err::write(&job_path, text).map_err(|error| unavailable("job cannot be written", &error))?;
+    if fs_err::read(&job_path).is_ok_and(|before| before == text) {
+        // The same job as before: when it had ended, its outcome stands.
+        if let Some(outcome) = read_outcome(&outcome_path)? {
+            return Ok(outcome);
+        }
+    } else {
+        match fs_err::remove_file(&outcome_path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(unavailable("old outcome cannot be removed", &error));
+            }
+            _ => {}
+        }
+        fs_err::write(&job_path, text).map_err(|error| unavailable("job cannot be written", &error))?;
+    }
     let mut child = Command::new(&options.program)
         .arg("train")
         .arg(&job_path)

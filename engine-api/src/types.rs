@@ -176,6 +176,8 @@ pub struct AdapterUse {
     pub folder: String,
     /// Its weight, 0 to 1; what is missing to 1 is the base model's.
     pub weight: f32,
+    /// The factor of its update, 0 to 1: one factor of each pair is multiplied by it.
+    pub scale: f32,
 }
 
 /// A canvas to fill.
@@ -284,12 +286,21 @@ pub struct Generation {
 }
 
 /// A text to score after a context.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct ScoreItem {
     /// What comes before; may be empty. Equal contexts in one call are computed once.
     pub context: String,
     /// What is scored.
     pub text: String,
+    /// Score under this adapter alone (its weight is ignored), instead of the base.
+    pub adapter: Option<AdapterUse>,
+}
+
+impl ScoreItem {
+    /// A text after a context under the base model.
+    pub fn new(context: impl Into<String>, text: impl Into<String>) -> Self {
+        Self { context: context.into(), text: text.into(), adapter: None }
+    }
 }
 
 impl fmt::Debug for ScoreItem {
@@ -355,6 +366,9 @@ pub struct TrainJob {
     pub placebo: Vec<TrainText>,
     /// Optimiser steps at most.
     pub steps_max: u32,
+    /// The factor of the update that is judged, 0 to 1. A folder that holds the trained adapter already is not trained again:
+    /// the adapter is scaled (one factor of each pair) and judged anew.
+    pub scale: f32,
     /// Seed of initialisation, order and masks.
     pub seed: u64,
     /// Where checkpoints and the adapter are written.

@@ -28,7 +28,7 @@ fn answers_over_the_socket_pair_as_in_process() {
         mneme_engine_api::FakeEngine::default().embed(&texts, EmbedPurpose::Query, &CancelToken::default()).unwrap();
     assert_eq!(over_wire, in_process);
     assert_eq!(process.info().name, "fake");
-    let items = vec![ScoreItem { context: "the tea".into(), text: "is at four".into() }];
+    let items = vec![ScoreItem::new("the tea", "is at four")];
     assert!(process.score(&items, &CancelToken::default()).unwrap()[0].log_likelihood < 0.0);
 }
 
@@ -123,6 +123,7 @@ fn trains_in_a_process_of_its_own() {
         guard: vec![text("the tea is at four")],
         placebo: vec![],
         steps_max: 2,
+        scale: 1.0,
         seed: 0,
         folder: folder.path().join("job").display().to_string(),
     };

@@ -60,7 +60,7 @@ impl FakeEngine {
             rest *= 1.0 - GUIDE_SHARE;
         }
         for adapter in &request.adapters {
-            let share = f64::from(adapter.weight).clamp(0.0, 1.0) * rest;
+            let share = f64::from(adapter.weight * adapter.scale).clamp(0.0, 1.0) * GUIDE_SHARE * rest;
             models.push((Self::load_adapter(&adapter.folder)?, share));
             rest -= share;
         }
@@ -197,7 +197,12 @@ impl Engine for FakeEngine {
             .iter()
             .map(|item| {
                 cancel.check()?;
-                let models = [(Model::of([item.context.as_str()]), 0.5), (self.base.clone(), 0.5)];
+                let mut models = vec![(Model::of([item.context.as_str()]), 0.5), (self.base.clone(), 0.5)];
+                if let Some(adapter) = &item.adapter {
+                    let share = f64::from(adapter.scale).clamp(0.0, 1.0) * GUIDE_SHARE;
+                    models.iter_mut().for_each(|(_, other)| *other *= 1.0 - share);
+                    models.push((Self::load_adapter(&adapter.folder)?, share));
+                }
                 let (nats, tokens) = ngram::cross_entropy(&models, &item.text);
                 Ok(ScoreOutcome { log_likelihood: -nats, tokens })
             })
@@ -226,7 +231,8 @@ impl Engine for FakeEngine {
         let failed = |error: std::io::Error| EngineError::Internal { reason: error.to_string() };
         fs_err::create_dir_all(folder).map_err(failed)?;
         fs_err::write(folder.join(ADAPTER_FILE), &lines).map_err(failed)?;
-        let mix = |model: Model| vec![(model, GUIDE_SHARE), (self.base.clone(), 1.0 - GUIDE_SHARE)];
+        let share = f64::from(job.scale).clamp(0.0, 1.0) * GUIDE_SHARE;
+        let mix = |model: Model| vec![(model, share), (self.base.clone(), 1.0 - share)];
         let base = vec![(self.base.clone(), 1.0)];
         let adapted = mix(Model::of(lines.lines()));
         let placebo = mix(Model::of(job.placebo.iter().map(|text| text.text.as_str())));
@@ -387,6 +393,7 @@ mod tests {
             guard: texts(&["memory is what remains"]),
             placebo: texts(&["compile the kernel module with debug symbols", "link the object files"]),
             steps_max: 10,
+            scale: 1.0,
             seed: 0,
             folder: folder.path().join("job").display().to_string(),
         };

@@ -1,0 +1,631 @@
+//! Runs the evolution loop: feeds it events, carries out its actions, keeps its rows, runs its training jobs.
+//!
+//! Called by: daemon, generator; gets events from uncertainty and memory. Calls: memory and the engine. Owns: the loop's state
+//! and at most one training job. Capacity: [`CALLS_MAX`] calls. A restart loses what was observed since the last checkpoint;
+//! decisions are journaled before their effect and are taken up again.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mneme_base::{AdapterId, Clock, Embedding, MemoryId, Timestamp, TrustTier};
+use mneme_engine_api::{
+    AdapterUse, CancelToken, Engine, EngineError, ScoreItem, ScoreOutcome, TrainEvent, TrainJob, TrainOutcome,
+    TrainText,
+};
+use mneme_evolution::data::{Authorship, Signature};
+use mneme_evolution::machine::{Action, Checkpoint, Command, Event, Evolution, JobSpec, LogRow, Notice, Stage, Status};
+use mneme_evolution::policy::Policy;
+use mneme_evolution::registry::Entry;
+use mneme_evolution::trigger::Feedback;
+use mneme_memory::{Document, Memory};
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::broadcast;
+use tokio::time::Instant;
+
+use crate::call::{ActorError, ActorStatus, Request, Slot, deadline_in};
+use crate::memory::{Change, MemoryHandle};
+use crate::uncertainty::Observation;
+
+mod base_text;
+mod load;
+
+/// Calls at once.
+const CALLS_MAX: usize = 256;
+/// Time between two looks at load and battery.
+const TICK: Duration = Duration::from_secs(5);
+/// How long a row may take to become durable before the loop stops.
+const JOURNAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the embedding and scoring of one user text may take.
+const TEXT_TIMEOUT: Duration = Duration::from_mins(1);
+/// Rows that are read at once when the loop is restored.
+const ROWS_PAGE: usize = 1_000;
+/// The collection of decisions.
+const LOG: &str = "evolution_log";
+/// The collection of the one checkpoint.
+const CHECKPOINT: &str = "evolution_checkpoint";
+
+/// The loop as it is told to a person.
+#[derive(Debug, Clone)]
+pub struct EvolutionReport {
+    /// The loop at a glance.
+    pub status: Status,
+    /// Adapters with their state, newest first.
+    pub adapters: Vec<Entry>,
+    /// How often each station was entered.
+    pub stations: BTreeMap<Stage, u64>,
+    /// Generations observed since the start.
+    pub observed: u64,
+    /// Texts of the user since the start.
+    pub texts: u64,
+    /// Progress of the job, 0 to 1.
+    pub progress: Option<f32>,
+}
+
+/// Where evolution can be called.
+#[derive(Debug, Clone)]
+pub struct EvolutionHandle {
+    pub(crate) slot: Slot<Message>,
+    memory: MemoryHandle,
+}
+
+impl EvolutionHandle {
+    pub(crate) fn new(memory: MemoryHandle) -> Self {
+        Self { slot: Slot::new("evolution", CALLS_MAX), memory }
+    }
+
+    /// Tells of a generation that was observed. Lost while the actor is away: one observation among many.
+    pub(crate) fn observed(&self, observation: Observation) {
+        self.slot.cast(Message::Observed(observation));
+    }
+
+    /// Adapters that serve a situation, with weight and scale; none means the base, bit for bit.
+    pub async fn serving(&self, situation: Embedding, deadline: Instant) -> Result<Vec<AdapterUse>, ActorError> {
+        self.slot.call(situation, deadline, Message::Serving).await
+    }
+
+    /// Takes the user's word on an answer.
+    pub async fn judge(&self, situation: Embedding, feedback: Feedback, deadline: Instant) -> Result<(), ActorError> {
+        self.slot.call((situation, feedback), deadline, Message::Judge).await
+    }
+
+    /// Gives an order; returns the station after it and what happened, in words.
+    pub async fn command(&self, command: Command, deadline: Instant) -> Result<(Stage, String), ActorError> {
+        self.slot.call(command, deadline, Message::Command).await
+    }
+
+    /// The loop at a glance.
+    pub async fn report(&self, deadline: Instant) -> Result<EvolutionReport, ActorError> {
+        self.slot.call((), deadline, Message::Report).await
+    }
+
+    /// Decisions with numbers up to `before` (exclusive), newest first.
+    pub async fn log(&self, limit: usize, before: Option<u64>, deadline: Instant) -> Result<Vec<LogRow>, ActorError> {
+        let mut rows = self.rows(deadline).await?;
+        rows.retain(|row| before.is_none_or(|before| row.id < before));
+        rows.reverse();
+        rows.truncate(limit);
+        Ok(rows)
+    }
+
+    /// Every decision, oldest first.
+    pub async fn rows(&self, deadline: Instant) -> Result<Vec<LogRow>, ActorError> {
+        read_rows(&self.memory, deadline).await
+    }
+
+    /// How the actor is.
+    pub fn status(&self) -> ActorStatus {
+        self.slot.status()
+    }
+}
+
+/// What evolution is told.
+pub(crate) enum Message {
+    /// A generation was observed.
+    Observed(Observation),
+    /// What serves this situation?
+    Serving(Request<Embedding, Vec<AdapterUse>>),
+    /// The user judged an answer.
+    Judge(Request<(Embedding, Feedback), ()>),
+    /// The user gave an order.
+    Command(Request<Command, (Stage, String)>),
+    /// How is the loop?
+    Report(Request<(), EvolutionReport>),
+    /// Something happened inside.
+    Happened(Box<Event>),
+    /// A job made progress.
+    Progress(AdapterId, f32),
+    /// A job's task ended.
+    JobEnded(AdapterId),
+    /// Time passes.
+    Tick,
+}
+
+/// What evolution starts from.
+#[derive(Clone)]
+pub(crate) struct Arguments {
+    pub(crate) memory: MemoryHandle,
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) policy: Policy,
+    pub(crate) enabled: bool,
+    pub(crate) pause_on_battery: bool,
+    /// Where adapters and job folders lie.
+    pub(crate) folder: PathBuf,
+}
+
+/// What evolution owns.
+pub(crate) struct State {
+    arguments: Arguments,
+    evolution: Evolution,
+    stations: BTreeMap<Stage, u64>,
+    observed: u64,
+    texts: u64,
+    engine_seen: Option<mneme_base::ContentHash>,
+    job: Option<(AdapterId, CancelToken)>,
+    progress: Option<f32>,
+}
+
+/// Evolution's actor.
+pub(crate) struct EvolutionActor;
+
+impl Actor for EvolutionActor {
+    type Msg = Message;
+    type State = State;
+    type Arguments = Arguments;
+
+    async fn pre_start(&self, myself: ActorRef<Message>, arguments: Arguments) -> Result<State, ActorProcessingErr> {
+        fs_err::create_dir_all(&arguments.folder)?;
+        let deadline = deadline_in(JOURNAL_TIMEOUT);
+        let rows = read_rows(&arguments.memory, deadline).await?;
+        let checkpoint = read_checkpoint(&arguments.memory, deadline).await?;
+        let mut stations = BTreeMap::new();
+        for row in &rows {
+            *stations.entry(row.to).or_insert(0) += 1;
+        }
+        let evolution = Evolution::restore(arguments.policy.clone(), rows, checkpoint)?;
+        let mut state = State {
+            evolution,
+            stations,
+            observed: 0,
+            texts: 0,
+            engine_seen: None,
+            job: None,
+            progress: None,
+            arguments,
+        };
+        let actions = state.evolution.reconcile();
+        state.carry_out(&myself, actions).await?;
+        if state.arguments.enabled {
+            myself.send_interval(TICK, || Message::Tick);
+            let changes = state.arguments.memory.changes();
+            tokio::spawn(listen(changes, state.arguments.clone(), myself));
+        }
+        Ok(state)
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Message>,
+        message: Message,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            Message::Observed(observation) => state.observe(&myself, observation).await,
+            Message::Serving(request) => {
+                let serving = state.serving(&request.input);
+                let _ = request.reply.send(Ok(serving));
+                Ok(())
+            }
+            Message::Judge(request) => {
+                let (situation, feedback) = request.input;
+                let result = state.happened(&myself, Event::Judged { situation, feedback }).await;
+                let _ = request.reply.send(Ok(()));
+                result.map(|_| ())
+            }
+            Message::Command(request) => {
+                let notices = state.happened(&myself, Event::Command(request.input)).await?;
+                let stage = state.evolution.state().stage();
+                let _ = request.reply.send(Ok((stage, words_of(&notices, &state.evolution, state.now()))));
+                Ok(())
+            }
+            Message::Report(request) => {
+                let report = state.report();
+                let _ = request.reply.send(Ok(report));
+                Ok(())
+            }
+            Message::Happened(event) => {
+                if let Event::UserText { memory, situation, .. } = event.as_ref() {
+                    state.texts += 1;
+                    state.compare(&myself, *memory, situation);
+                }
+                state.happened(&myself, *event).await.map(|_| ())
+            }
+            Message::Progress(adapter, progress) => {
+                if state.job.as_ref().is_some_and(|(running, _)| *running == adapter) {
+                    state.progress = Some(progress);
+                }
+                Ok(())
+            }
+            Message::JobEnded(adapter) => {
+                if state.job.as_ref().is_some_and(|(running, _)| *running == adapter) {
+                    state.job = None;
+                    state.progress = None;
+                }
+                Ok(())
+            }
+            Message::Tick => state.tick(&myself).await,
+        }
+    }
+
+    async fn post_stop(&self, _: ActorRef<Message>, state: &mut State) -> Result<(), ActorProcessingErr> {
+        if let Some((_, cancel)) = &state.job {
+            cancel.cancel();
+        }
+        let checkpoint = state.evolution.checkpoint();
+        write_checkpoint(&state.arguments.memory, &checkpoint).await?;
+        Ok(())
+    }
+}
+
+impl State {
+    fn now(&self) -> Timestamp {
+        self.arguments.clock.now()
+    }
+
+    /// Feeds an event and carries out what follows. `Err` only when a decision could not be made durable: then the state in
+    /// memory is ahead of the rows and must be rebuilt.
+    async fn happened(&mut self, myself: &ActorRef<Message>, event: Event) -> Result<Vec<Notice>, ActorProcessingErr> {
+        let now = self.now();
+        let actions = self.evolution.handle(event, now);
+        self.carry_out(myself, actions).await
+    }
+
+    async fn carry_out(
+        &mut self,
+        myself: &ActorRef<Message>,
+        actions: Vec<Action>,
+    ) -> Result<Vec<Notice>, ActorProcessingErr> {
+        let mut notices = Vec::new();
+        for action in actions {
+            match action {
+                Action::Journal(row) => {
+                    tracing::info!(from = %row.from, to = %row.to, reason = row.reason, "evolution decided");
+                    *self.stations.entry(row.to).or_insert(0) += 1;
+                    write_row(&self.arguments.memory, &row).await?;
+                }
+                Action::Checkpoint(checkpoint) => write_checkpoint(&self.arguments.memory, &checkpoint).await?,
+                Action::StartTraining(spec) => self.start_job(myself, spec, 1.0),
+                Action::ScaleAdapter { adapter, factor } => {
+                    if let Some(spec) = self.job_spec(adapter) {
+                        self.start_job(myself, spec, factor as f32);
+                    }
+                }
+                Action::StopTraining { adapter } => self.stop_job(adapter),
+                Action::RetireAdapter { adapter } => {
+                    self.stop_job(adapter);
+                    remove_folder(&self.folder_of(adapter));
+                }
+                Action::Notify(notice) => {
+                    tracing::debug!(?notice, "evolution notice");
+                    notices.push(notice);
+                }
+                // What serves and what is compared is read from the loop's own state at each request.
+                Action::ShadowAdapter { .. } | Action::ActivateAdapter { .. } | Action::DeactivateAdapter { .. } => {}
+                _ => tracing::warn!("evolution asked for something this build does not know"),
+            }
+        }
+        Ok(notices)
+    }
+
+    fn job_spec(&self, adapter: AdapterId) -> Option<JobSpec> {
+        self.evolution.state().job.as_ref().map(|job| job.spec.clone()).filter(|spec| spec.adapter == adapter)
+    }
+
+    fn folder_of(&self, adapter: AdapterId) -> PathBuf {
+        adapter_folder(&self.arguments.folder, adapter)
+    }
+
+    async fn observe(
+        &mut self,
+        myself: &ActorRef<Message>,
+        observation: Observation,
+    ) -> Result<(), ActorProcessingErr> {
+        self.observed += 1;
+        let Some(situation) = observation.situation.filter(|_| self.arguments.enabled) else {
+            return Ok(());
+        };
+        let Observation { ambiguity, surprise, structural, .. } = observation;
+        let event = Event::Generated { situation, ambiguity, surprise, structural };
+        self.happened(myself, event).await.map(|_| ())
+    }
+
+    fn serving(&self, situation: &Embedding) -> Vec<AdapterUse> {
+        let served = self.evolution.route(situation).filter(|_| self.arguments.enabled);
+        let to_use = |served: mneme_evolution::machine::Served| AdapterUse {
+            id: served.adapter,
+            folder: self.folder_of(served.adapter).display().to_string(),
+            weight: served.weight as f32,
+            scale: served.scale as f32,
+        };
+        served.map(to_use).into_iter().collect()
+    }
+
+    /// Scores a new text of the user under the base and the adapters that are being compared on texts like it.
+    fn compare(&self, myself: &ActorRef<Message>, memory: MemoryId, situation: &Embedding) {
+        let Some((context, adapters)) = self.evolution.watched(situation) else {
+            return;
+        };
+        let scale =
+            |adapter: AdapterId| self.evolution.state().registry.get(adapter).map_or(1.0, |entry| entry.card.scale);
+        let uses: Vec<AdapterUse> = adapters
+            .into_iter()
+            .map(|id| AdapterUse {
+                id,
+                folder: self.folder_of(id).display().to_string(),
+                weight: 1.0,
+                scale: scale(id) as f32,
+            })
+            .collect();
+        let (arguments, myself) = (self.arguments.clone(), myself.clone());
+        tokio::spawn(async move {
+            match score(&arguments, memory, uses).await {
+                Ok((tokens, base_loss, adapted)) => {
+                    let event = Event::Scored { context, tokens, base_loss, adapted };
+                    let _ = myself.send_message(Message::Happened(Box::new(event)));
+                }
+                Err(error) => tracing::warn!(%error, "comparison on a new text was left out"),
+            }
+        });
+    }
+
+    fn report(&self) -> EvolutionReport {
+        let mut adapters: Vec<Entry> = self.evolution.state().registry.iter().cloned().collect();
+        adapters.sort_by_key(|entry| std::cmp::Reverse(entry.card.made));
+        EvolutionReport {
+            status: self.evolution.status(self.now()),
+            adapters,
+            stations: self.stations.clone(),
+            observed: self.observed,
+            texts: self.texts,
+            progress: self.progress,
+        }
+    }
+
+    async fn tick(&mut self, myself: &ActorRef<Message>) -> Result<(), ActorProcessingErr> {
+        let info = self.arguments.engine.info();
+        if !info.trains.is_empty() && self.engine_seen != Some(info.base_hash) {
+            self.engine_seen = Some(info.base_hash);
+            let event = Event::Engine { base_hash: info.base_hash, trains: info.trains };
+            self.happened(myself, event).await?;
+        }
+        let on_battery = self.arguments.pause_on_battery && load::on_battery();
+        // The job's own work is no reason to stop it: it runs at idle priority.
+        let load = if self.job.is_some() { 0.0 } else { load::cpu_pressure() };
+        self.happened(myself, Event::Tick { load, on_battery }).await.map(|_| ())
+    }
+
+    fn stop_job(&mut self, adapter: AdapterId) {
+        if let Some((running, cancel)) = &self.job
+            && *running == adapter
+        {
+            cancel.cancel();
+        }
+    }
+
+    fn start_job(&mut self, myself: &ActorRef<Message>, spec: JobSpec, scale: f32) {
+        if let Some((_, cancel)) = &self.job {
+            cancel.cancel();
+        }
+        let cancel = CancelToken::default();
+        self.job = Some((spec.adapter, cancel.clone()));
+        self.progress = Some(0.0);
+        let (arguments, myself) = (self.arguments.clone(), myself.clone());
+        tokio::spawn(async move {
+            let adapter = spec.adapter;
+            let event = run_job(&arguments, spec, scale, cancel, &myself).await;
+            let _ = myself.send_message(Message::JobEnded(adapter));
+            let _ = myself.send_message(Message::Happened(Box::new(event)));
+        });
+    }
+}
+
+fn words_of(notices: &[Notice], evolution: &Evolution, now: Timestamp) -> String {
+    let told = notices.iter().find_map(|notice| match notice {
+        Notice::Refused { reason } | Notice::Ignored { reason } => Some(reason.clone()),
+        _ => None,
+    });
+    told.or_else(|| evolution.status(now).waiting).unwrap_or_else(|| String::from("done"))
+}
+
+fn adapter_folder(root: &Path, adapter: AdapterId) -> PathBuf {
+    root.join(adapter.to_string())
+}
+
+fn remove_folder(folder: &Path) {
+    match fs_err::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => tracing::error!(%error, "adapter stays on disk"),
+        _ => {}
+    }
+}
+
+/// Runs a job to its event: what the loop is told of it.
+async fn run_job(
+    arguments: &Arguments,
+    spec: JobSpec,
+    scale: f32,
+    cancel: CancelToken,
+    myself: &ActorRef<Message>,
+) -> Event {
+    let adapter = spec.adapter;
+    let failed = |reason: String| Event::TrainingFailed { adapter, reason, cpu_seconds: 0.0 };
+    let job = match job_of(arguments, &spec, scale).await {
+        Ok(job) => job,
+        Err(error) => return failed(error.to_string()),
+    };
+    match train(arguments, job, cancel, myself).await {
+        Ok(outcome) => Event::Trained(outcome),
+        Err(EngineError::Cancelled) => Event::Preempted { adapter },
+        Err(error) => failed(error.to_string()),
+    }
+}
+
+async fn train(
+    arguments: &Arguments,
+    job: TrainJob,
+    cancel: CancelToken,
+    myself: &ActorRef<Message>,
+) -> Result<TrainOutcome, EngineError> {
+    let (engine, myself) = (Arc::clone(&arguments.engine), myself.clone());
+    let work = move || {
+        let mut observe = |event: TrainEvent| {
+            let progress = event.step as f32 / event.steps_total.max(1) as f32;
+            let _ = myself.send_message(Message::Progress(job.adapter, progress));
+        };
+        engine.train(&job, &mut observe, &cancel)
+    };
+    let lost = |_| EngineError::Internal { reason: String::from("training thread ended early") };
+    tokio::task::spawn_blocking(work).await.map_err(lost)?
+}
+
+/// Gathers the texts of a job.
+async fn job_of(arguments: &Arguments, spec: &JobSpec, scale: f32) -> Result<TrainJob, ActorError> {
+    let deadline = deadline_in(JOURNAL_TIMEOUT);
+    let train = texts_of(arguments.memory.get_all(spec.train.clone(), deadline).await?);
+    let held_out = texts_of(arguments.memory.get_all(spec.held_out.clone(), deadline).await?);
+    if train.is_empty() || held_out.is_empty() {
+        return Err(ActorError::NotFound { what: String::from("text to learn from") });
+    }
+    let bytes: usize = train.iter().map(|text| text.text.len()).sum();
+    Ok(TrainJob {
+        adapter: spec.adapter,
+        level: spec.level,
+        replay: base_text::replay((bytes as f64 * spec.replay_fraction) as usize),
+        guard: base_text::guard(),
+        placebo: if spec.placebo { base_text::placebo(bytes) } else { Vec::new() },
+        train,
+        held_out,
+        steps_max: spec.steps_max,
+        scale,
+        seed: spec.seed,
+        folder: adapter_folder(&arguments.folder, spec.adapter).display().to_string(),
+    })
+}
+
+fn texts_of(memories: Vec<Memory>) -> Vec<TrainText> {
+    memories.into_iter().map(|memory| TrainText { memory: memory.id.to_string(), text: memory.text }).collect()
+}
+
+/// Listens to the memory: new texts of the user are embedded, scored where an adapter is being compared, and passed on.
+async fn listen(mut changes: broadcast::Receiver<Change>, arguments: Arguments, myself: ActorRef<Message>) {
+    loop {
+        let change = match changes.recv().await {
+            Ok(change) => change,
+            // The loop keeps the newest few thousand texts in any case: what was skipped over is older.
+            Err(broadcast::error::RecvError::Lagged(_)) => continue,
+            Err(broadcast::error::RecvError::Closed) => return,
+        };
+        let event = match change {
+            Change::Forgotten(ids) => Some(Event::Forgotten(ids)),
+            Change::Remembered { id, trust, valid_from } if trust == TrustTier::User => {
+                user_text(&arguments, id, valid_from).await
+            }
+            Change::Remembered { .. } => None,
+        };
+        if let Some(event) = event
+            && myself.send_message(Message::Happened(Box::new(event))).is_err()
+        {
+            return;
+        }
+    }
+}
+
+async fn user_text(arguments: &Arguments, id: MemoryId, time: Timestamp) -> Option<Event> {
+    let deadline = deadline_in(TEXT_TIMEOUT);
+    let memory = arguments.memory.get(id, deadline).await.ok()??;
+    let situation = arguments.memory.embed(memory.text.clone(), deadline).await.ok()?;
+    let accepted = memory.metadata.get("authorship").is_some_and(|value| value == "accepted");
+    Some(Event::UserText {
+        memory: id,
+        time,
+        // Characters / 4 is the usual estimate; policy needs no better.
+        tokens: (memory.text.chars().count() / 4).max(1) as u32,
+        situation,
+        signature: Signature::of(&memory.text),
+        authorship: if accepted { Authorship::Accepted } else { Authorship::Authored },
+    })
+}
+
+/// Losses of a text (nats a token) under the base and under each adapter.
+async fn score(
+    arguments: &Arguments,
+    memory: MemoryId,
+    uses: Vec<AdapterUse>,
+) -> Result<(u32, f32, Vec<(AdapterId, f32)>), ActorError> {
+    let deadline = deadline_in(TEXT_TIMEOUT);
+    let gone = || ActorError::NotFound { what: format!("memory {memory}") };
+    let memory = arguments.memory.get(memory, deadline).await?.ok_or_else(gone)?;
+    let mut items = vec![ScoreItem::new("", memory.text.clone())];
+    items.extend(
+        uses.iter()
+            .map(|adapter| ScoreItem { adapter: Some(adapter.clone()), ..ScoreItem::new("", memory.text.clone()) }),
+    );
+    let engine = Arc::clone(&arguments.engine);
+    let work = move || engine.score(&items, &CancelToken::with_deadline(TEXT_TIMEOUT));
+    let scored = tokio::task::spawn_blocking(work).await.map_err(|_| ActorError::Stopped { actor: "evolution" })??;
+    let loss = |score: &ScoreOutcome| (-score.log_likelihood / f64::from(score.tokens.max(1))) as f32;
+    let [base, adapted @ ..] = scored.as_slice() else {
+        return Err(ActorError::Stopped { actor: "evolution" });
+    };
+    let adapted = uses.iter().zip(adapted).map(|(adapter, score)| (adapter.id, loss(score))).collect();
+    Ok((base.tokens, loss(base), adapted))
+}
+
+async fn write_row(memory: &MemoryHandle, row: &LogRow) -> Result<(), ActorProcessingErr> {
+    let value = Some(serde_json::to_vec(row)?);
+    let document = Document { collection: LOG.into(), key: format!("{:020}", row.id), value };
+    Ok(memory.put_documents(vec![document], deadline_in(JOURNAL_TIMEOUT)).await?)
+}
+
+async fn write_checkpoint(memory: &MemoryHandle, checkpoint: &Checkpoint) -> Result<(), ActorProcessingErr> {
+    let value = Some(serde_json::to_vec(checkpoint)?);
+    let document = Document { collection: CHECKPOINT.into(), key: "latest".into(), value };
+    Ok(memory.put_documents(vec![document], deadline_in(JOURNAL_TIMEOUT)).await?)
+}
+
+async fn read_rows(memory: &MemoryHandle, deadline: Instant) -> Result<Vec<LogRow>, ActorError> {
+    let mut rows = Vec::new();
+    let mut after = None;
+    loop {
+        let page = memory.documents(LOG, String::new(), after, ROWS_PAGE, deadline).await?;
+        let is_last = page.len() < ROWS_PAGE;
+        after = page.last().map(|document| document.key.clone());
+        for document in page {
+            let value = document.value.unwrap_or_default();
+            match serde_json::from_slice(&value) {
+                Ok(row) => rows.push(row),
+                Err(error) => {
+                    let problem = format!("row {} cannot be read: {error}", document.key);
+                    return Err(ActorError::invalid("evolution log", problem));
+                }
+            }
+        }
+        if is_last {
+            return Ok(rows);
+        }
+    }
+}
+
+async fn read_checkpoint(memory: &MemoryHandle, deadline: Instant) -> Result<Option<Checkpoint>, ActorError> {
+    let page = memory.documents(CHECKPOINT, String::new(), None, 1, deadline).await?;
+    let value = page.into_iter().next().and_then(|document| document.value);
+    // A checkpoint of another build is worth no failed start: evidence begins afresh.
+    Ok(value.and_then(|value| match serde_json::from_slice(&value) {
+        Ok(checkpoint) => Some(checkpoint),
+        Err(error) => {
+            tracing::warn!(%error, "evolution checkpoint cannot be read; evidence begins afresh");
+            None
+        }
+    }))
+}

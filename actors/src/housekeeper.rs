@@ -1,0 +1,143 @@
+//! Does upkeep on time: purge, compaction, index, cleanup, audit. Each step stands alone, so that one that fails stops no other.
+//!
+//! Called by: daemon (for the state of the steps). Calls: memory. Owns: the timers. Capacity: one step at a time. A restart
+//! begins the intervals anew.
+
+use std::time::Duration;
+
+use mneme_memory::MaintenanceTask;
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+
+use crate::call::{ActorStatus, Slot, deadline_in};
+use crate::memory::MemoryHandle;
+
+/// A step may take this long before it counts as failed.
+const STEP_TIMEOUT: Duration = Duration::from_mins(10);
+/// Failures of one step in a row before it is called out as an error.
+const FAILURES_ALARM: u32 = 3;
+
+/// How often each step is done.
+#[derive(Debug, Clone, Copy)]
+pub struct Intervals {
+    /// Forgotten bytes are made unreadable.
+    pub purge: Duration,
+    /// Files are rewritten, indices brought up, old files removed.
+    pub compact: Duration,
+    /// Approximate search is compared with exact search.
+    pub audit: Duration,
+}
+
+impl Default for Intervals {
+    fn default() -> Self {
+        Self { purge: Duration::from_hours(1), compact: Duration::from_mins(10), audit: Duration::from_hours(1) }
+    }
+}
+
+/// Where the housekeeper can be asked.
+#[derive(Debug, Clone)]
+pub struct HousekeeperHandle {
+    pub(crate) slot: Slot<Message>,
+}
+
+impl HousekeeperHandle {
+    pub(crate) fn new() -> Self {
+        Self { slot: Slot::new("housekeeper", 1) }
+    }
+
+    /// How the actor is.
+    pub fn status(&self) -> ActorStatus {
+        self.slot.status()
+    }
+}
+
+/// What the housekeeper is told.
+pub(crate) enum Message {
+    /// Do this step, then wait for its interval.
+    Step(MaintenanceTask),
+}
+
+/// What the housekeeper starts from.
+#[derive(Clone)]
+pub(crate) struct Arguments {
+    pub(crate) memory: MemoryHandle,
+    pub(crate) intervals: Intervals,
+}
+
+/// What the housekeeper owns.
+pub(crate) struct State {
+    arguments: Arguments,
+    failures: Vec<(MaintenanceTask, u32)>,
+}
+
+/// The housekeeper's actor.
+pub(crate) struct HousekeeperActor;
+
+impl Actor for HousekeeperActor {
+    type Msg = Message;
+    type State = State;
+    type Arguments = Arguments;
+
+    async fn pre_start(&self, myself: ActorRef<Message>, arguments: Arguments) -> Result<State, ActorProcessingErr> {
+        let steps = [
+            MaintenanceTask::Purge,
+            MaintenanceTask::Compact,
+            MaintenanceTask::Index,
+            MaintenanceTask::Cleanup,
+            MaintenanceTask::Audit,
+        ];
+        for step in steps {
+            myself.send_after(interval(&arguments.intervals, step), move || Message::Step(step));
+        }
+        Ok(State { arguments, failures: Vec::new() })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Message>,
+        message: Message,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        let Message::Step(step) = message;
+        state.step(step).await;
+        myself.send_after(interval(&state.arguments.intervals, step), move || Message::Step(step));
+        Ok(())
+    }
+}
+
+impl State {
+    async fn step(&mut self, step: MaintenanceTask) {
+        match self.arguments.memory.maintain(step, deadline_in(STEP_TIMEOUT)).await {
+            Ok(report) => {
+                self.failures.retain(|(failed, _)| *failed != step);
+                if report.items > 0 {
+                    tracing::info!(?step, items = report.items, bytes_freed = report.bytes_freed, "upkeep done");
+                }
+            }
+            Err(error) => {
+                let count = match self.failures.iter_mut().find(|(failed, _)| *failed == step) {
+                    Some((_, count)) => {
+                        *count += 1;
+                        *count
+                    }
+                    None => {
+                        self.failures.push((step, 1));
+                        1
+                    }
+                };
+                if count >= FAILURES_ALARM {
+                    tracing::error!(?step, count, %error, "upkeep keeps failing");
+                } else {
+                    tracing::warn!(?step, %error, "upkeep failed");
+                }
+            }
+        }
+    }
+}
+
+const fn interval(intervals: &Intervals, step: MaintenanceTask) -> Duration {
+    match step {
+        MaintenanceTask::Purge => intervals.purge,
+        MaintenanceTask::Audit => intervals.audit,
+        _ => intervals.compact,
+    }
+}

@@ -1,0 +1,142 @@
+//! The async client: typed calls over a connection that is opened again when it is lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mneme_base::{Lsn, OpId};
+use mneme_ipc::types::{HelloResult, TaskEvent};
+use mneme_ipc::{ErrorKind, Method, methods};
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::Instant;
+
+use crate::connection::{Connection, EVENTS_MAX, Envelope};
+use crate::error::ClientError;
+use crate::options::ClientOptions;
+
+/// First pause before a lost connection is opened again; doubles up to [`BACKOFF_MAX`].
+const BACKOFF: Duration = Duration::from_millis(20);
+/// The longest pause between two attempts.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// What one call carries beside its parameters.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CallOptions {
+    /// Names the change; drawn anew when missing. Give one to make a call of your own repeatable.
+    pub op_id: Option<OpId>,
+    /// How long to wait; the client's usual time when missing.
+    pub timeout: Option<Duration>,
+    /// The answer must have seen this change.
+    pub min_lsn: Option<Lsn>,
+}
+
+/// A client of the daemon. Cheap to clone; calls run side by side.
+#[derive(Debug, Clone)]
+pub struct Client {
+    options: Arc<ClientOptions>,
+    connection: Arc<Mutex<Option<Arc<Connection>>>>,
+}
+
+impl Client {
+    /// Connects, so that a daemon that is not there is noticed now.
+    pub async fn connect(options: ClientOptions) -> Result<Self, ClientError> {
+        let client = Self { options: Arc::new(options), connection: Arc::default() };
+        client.connection().await?;
+        Ok(client)
+    }
+
+    /// What the daemon said in its greeting.
+    pub async fn hello(&self) -> Result<HelloResult, ClientError> {
+        Ok(self.connection().await?.hello.clone())
+    }
+
+    /// Calls a method and waits for its result.
+    pub async fn call<M: Method>(&self, params: M::Params) -> Result<M::Result, ClientError> {
+        self.call_with::<M>(params, CallOptions::default()).await
+    }
+
+    /// Calls a method with options.
+    pub async fn call_with<M: Method>(
+        &self,
+        params: M::Params,
+        options: CallOptions,
+    ) -> Result<M::Result, ClientError> {
+        let timeout = options.timeout.unwrap_or(self.options.call_timeout);
+        let timed_out = || ClientError::Timeout { millis: timeout.as_millis() as u64 };
+        let until = Instant::now() + timeout;
+        let op_id = Some(options.op_id.unwrap_or_else(OpId::generate));
+        let mut pause = BACKOFF;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(timed_out());
+            }
+            let deadline_ms = Some((left.as_millis() as u64).max(1));
+            let envelope = Envelope { op_id, deadline_ms, min_lsn: options.min_lsn };
+            let attempt = async { self.connection().await?.call::<M>(&params, envelope).await };
+            let error = match tokio::time::timeout_at(until, attempt).await {
+                Ok(Ok(result)) => return Ok(result),
+                Ok(Err(error)) => error,
+                Err(_) => return Err(timed_out()),
+            };
+            let wait = match &error {
+                _ if !self.options.retry => return Err(error),
+                ClientError::Disconnected if may_repeat::<M>() => pause,
+                // The daemon may be restarting: between its end and its start nothing listens.
+                ClientError::NotRunning { .. } if pause > BACKOFF => pause,
+                ClientError::Daemon(body) if body.kind() == ErrorKind::Busy => {
+                    Duration::from_millis(body.data.retry_after_ms.unwrap_or(50)).max(pause)
+                }
+                _ => return Err(error),
+            };
+            if Instant::now() + wait >= until {
+                return Err(error);
+            }
+            tokio::time::sleep(wait).await;
+            pause = (pause * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    /// Calls a method that streams, on a connection of its own. `observe` sees every event before the result comes.
+    pub async fn call_streaming<M: Method>(
+        &self,
+        params: M::Params,
+        options: CallOptions,
+        mut observe: impl FnMut(TaskEvent),
+    ) -> Result<M::Result, ClientError> {
+        let timeout = options.timeout.unwrap_or(self.options.call_timeout);
+        let (sender, mut receiver) = mpsc::channel(EVENTS_MAX);
+        let connection = Connection::open(&self.options, Some(sender)).await?;
+        let envelope = Envelope {
+            op_id: Some(options.op_id.unwrap_or_else(OpId::generate)),
+            deadline_ms: Some((timeout.as_millis() as u64).max(1)),
+            min_lsn: options.min_lsn,
+        };
+        let call = connection.call::<M>(&params, envelope);
+        let timer = tokio::time::sleep(timeout);
+        tokio::pin!(call, timer);
+        loop {
+            tokio::select! {
+                biased;
+                Some(event) = receiver.recv() => observe(event),
+                result = &mut call => return result,
+                () = &mut timer => return Err(ClientError::Timeout { millis: timeout.as_millis() as u64 }),
+            }
+        }
+    }
+
+    async fn connection(&self) -> Result<Arc<Connection>, ClientError> {
+        let mut slot = self.connection.lock().await;
+        if let Some(connection) = slot.as_ref().filter(|connection| !connection.is_closed()) {
+            return Ok(Arc::clone(connection));
+        }
+        let connection = Arc::new(Connection::open(&self.options, None).await?);
+        *slot = Some(Arc::clone(&connection));
+        Ok(connection)
+    }
+}
+
+/// Whether a call may be sent again after a lost connection. Changes may, for their `op_id` makes them once; a generation is
+/// not a change and would cost its time twice.
+fn may_repeat<M: Method>() -> bool {
+    M::NAME != methods::Generate::NAME && M::NAME != methods::TaskEvents::NAME && M::NAME != methods::Drain::NAME
+}
