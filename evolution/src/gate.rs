@@ -208,15 +208,15 @@ pub fn judge(outcome: &TrainOutcome, past: &Past, policy: &GatePolicy, seed: u64
 
     let weak = gain_failures(gain, over_placebo, over_retrieval, past, policy, outcome);
     let forgets = forgetting_failure(forgetting, policy);
-    let unsafe_ = (outcome.canaries_extracted > 0).then(|| {
+    let leaks = (outcome.canaries_extracted > 0).then(|| {
         format!("{} rare strings of the training text come out more often than before", outcome.canaries_extracted)
     });
 
-    let decision = decide(weak.is_empty() && unsafe_.is_none(), unsafe_.is_some(), forgets.is_none(), past, policy);
+    let decision = decide(weak.is_empty() && leaks.is_none(), leaks.is_some(), forgets.is_none(), past, policy);
     let plateau = !weak.is_empty() && past.best_gain > 0.0;
     let mut reasons = weak;
     reasons.extend(forgets);
-    reasons.extend(unsafe_);
+    reasons.extend(leaks);
     Verdict { decision, reasons, gain, over_placebo, over_retrieval, forgetting, alpha, plateau }
 }
 
@@ -281,8 +281,8 @@ fn forgetting_failure(forgetting: Option<Estimate>, policy: &GatePolicy) -> Opti
 }
 
 /// Bisects the scale between the largest that keeps and the smallest that forgets.
-fn decide(gains: bool, is_unsafe: bool, keeps: bool, past: &Past, policy: &GatePolicy) -> Decision {
-    let may_scale = past.scale_tries < policy.scale_tries_max && !is_unsafe;
+fn decide(gains: bool, is_leaky: bool, keeps: bool, past: &Past, policy: &GatePolicy) -> Decision {
+    let may_scale = past.scale_tries < policy.scale_tries_max && !is_leaky;
     match (gains, keeps) {
         (true, true) => Decision::Accept,
         // Too little gain at full scale, or at a scale that forgets too: no factor can cure it.
@@ -356,12 +356,12 @@ pub(crate) mod tests {
 
     #[test]
     fn useless_and_placebo_adapters_are_accepted_in_at_most_five_percent() {
-        // The first use of the texts is tested at 2.5%; 600 draws give a standard error of 0.9 points at 5%.
+        // The first use of the texts is tested at 2.5%; 300 draws give a standard error of 1.3 points at 5%.
         let null = Arms { gain: 0.0, placebo: -0.1, retrieval: -0.1, ..GOOD };
         let placebo = Arms { gain: 0.05, placebo: 0.05, ..GOOD };
         let no_better_than_retrieval = Arms { gain: 0.05, retrieval: 0.05, ..GOOD };
         for world in [null, placebo, no_better_than_retrieval] {
-            let rate = accepted(world, 600);
+            let rate = accepted(world, 300);
             assert!(rate <= 0.05, "{rate} with {world:?}");
         }
     }
@@ -369,20 +369,20 @@ pub(crate) mod tests {
     #[test]
     fn forgetful_adapters_are_accepted_in_at_most_five_percent() {
         // The guard differences are halved by the generator: 0.112 nats become 0.08 bits, the limit itself.
-        let rate = accepted(Arms { forgetting: 2.0 * 0.08 * NATS_PER_BIT, ..GOOD }, 600);
+        let rate = accepted(Arms { forgetting: 2.0 * 0.08 * NATS_PER_BIT, ..GOOD }, 300);
         assert!(rate <= 0.05, "{rate}");
     }
 
     #[test]
     fn good_adapters_are_accepted_in_most_cases() {
-        assert!(accepted(GOOD, 300) >= 0.9);
+        assert!(accepted(GOOD, 200) >= 0.9);
     }
 
     #[test]
     fn the_same_texts_used_ten_times_still_accept_useless_adapters_in_at_most_five_percent() {
         let policy = GatePolicy::default();
         let null = Arms { gain: policy.gain_min, placebo: -0.1, retrieval: -0.1, ..GOOD };
-        let runs = 200;
+        let runs = 150;
         let fooled = (0..runs)
             .filter(|run| {
                 (0..10_u32).any(|uses| {
@@ -392,8 +392,8 @@ pub(crate) mod tests {
                 })
             })
             .count();
-        // 5% of 200 plus two standard deviations.
-        assert!(fooled <= 16, "{fooled} of {runs}");
+        // 5% of 150 plus two standard deviations.
+        assert!(fooled <= 12, "{fooled} of {runs}");
     }
 
     #[test]

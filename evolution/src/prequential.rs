@@ -104,34 +104,43 @@ pub fn measure(pairs: &[Pair], seed: u64) -> Part {
 /// not, within one text.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Mixture {
-    /// The weight of the first model, 0 to 1.
-    first: f64,
+    /// The logarithm (base 2) of the first model's weight over the second's: as a plain weight near 1 would round to 1,
+    /// and the other model could never come back.
+    odds: f64,
     share: f64,
 }
 
 impl Mixture {
     /// Starts even. `share` is the weight that flows back per piece, 0 to 1: about 1 over the pieces between switches.
     pub fn new(share: f64) -> Self {
-        Self { first: 0.5, share: share.clamp(0.0, 1.0) }
+        Self { odds: 0.0, share: share.clamp(0.0, 1.0) }
     }
 
-    /// Takes the costs of the next piece under both models (bits) and returns the mixture's cost (bits).
+    /// Takes the costs of the next piece under both models (bits) and returns the mixture's cost (bits). A model whose cost
+    /// is not finite is left out of this piece.
     pub fn observe(&mut self, first_bits: f64, second_bits: f64) -> f64 {
-        // Relative to the cheaper one, so that long pieces do not underflow.
-        let cheapest = first_bits.min(second_bits);
-        let first = self.first * (cheapest - first_bits).exp2();
-        let both = first + (1.0 - self.first) * (cheapest - second_bits).exp2();
-        if !(both > 0.0 && cheapest.is_finite()) {
-            return cheapest;
+        match (first_bits.is_finite(), second_bits.is_finite()) {
+            (true, true) => {}
+            (first, _) => return if first { first_bits } else { second_bits },
         }
-        self.first = (1.0 - self.share) * (first / both) + self.share * 0.5;
-        cheapest - both.log2()
+        let mixed = -log_add(-first_bits - log_add(0.0, -self.odds), -second_bits - log_add(0.0, self.odds));
+        self.odds += second_bits - first_bits;
+        if self.share > 0.0 {
+            let first = (1.0 - self.share) * self.first() + self.share * 0.5;
+            self.odds = (first / (1.0 - first)).log2().clamp(-1_000.0, 1_000.0);
+        }
+        mixed
     }
 
     /// The weight of the first model now, 0 to 1.
-    pub const fn first(&self) -> f64 {
-        self.first
+    pub fn first(&self) -> f64 {
+        1.0 / (1.0 + (-self.odds).exp2())
     }
+}
+
+/// log2(2^a + 2^b).
+fn log_add(a: f64, b: f64) -> f64 {
+    a.max(b) + (-(a - b).abs()).exp2().ln_1p() * std::f64::consts::LOG2_E
 }
 
 #[cfg(test)]

@@ -14,7 +14,11 @@
 //! One job at a time; one trial per context; one adapter serves a context. A context without an adapter is the base model,
 //! bit for bit.
 
+mod check;
 mod event;
+mod observed;
+mod orders;
+mod plan;
 mod row;
 mod soft;
 mod state;
@@ -22,7 +26,7 @@ mod steps;
 
 use std::collections::BTreeMap;
 
-use mneme_base::{AdapterId, ContentHash, Embedding, MemoryId, Timestamp};
+use mneme_base::{AdapterId, ContentHash, Embedding, Timestamp};
 use mneme_engine_api::AdapterLevel;
 use serde::{Deserialize, Serialize};
 
@@ -34,10 +38,9 @@ pub use state::{ContextRecord, Job, JobPhase, Pointer, Proposal, State, Trial};
 
 use crate::context::ContextId;
 use crate::data::TextRecord;
-use crate::gate;
 use crate::policy::Policy;
-use crate::registry::{CardState, SkillCard};
-use crate::trigger::{Advice, Suspicion};
+use crate::registry::CardState;
+use crate::trigger::Suspicion;
 
 /// Rows that do not make a history.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -274,6 +277,13 @@ impl Evolution {
             suspicions,
             rows: self.state.rows,
         }
+    }
+
+    /// Whether an adapter's files are still needed. At a start whatever else lies in the adapters' folder may be deleted: a
+    /// kill between a rejection and its [`Action::RetireAdapter`] leaves such files.
+    pub fn keeps(&self, adapter: AdapterId) -> bool {
+        self.state.job.as_ref().is_some_and(|job| job.spec.adapter == adapter)
+            || self.state.registry.get(adapter).is_some_and(|entry| entry.state != CardState::Retired)
     }
 
     /// The durable state.

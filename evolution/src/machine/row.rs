@@ -83,6 +83,8 @@ pub struct JobSpec {
     pub train: Vec<MemoryId>,
     /// Memories to judge on, oldest first, all later than those to learn.
     pub held_out: Vec<MemoryId>,
+    /// Memories of neighbouring contexts that an adapter serves: forgetting is measured on them too, besides base text.
+    pub guard: Vec<MemoryId>,
     /// Tokens to learn.
     pub train_tokens: u64,
     /// The share of base text in training, 0.2 to 0.5.
@@ -93,6 +95,13 @@ pub struct JobSpec {
     pub steps_max: u32,
     /// Seed of initialisation, order and masks.
     pub seed: u64,
+}
+
+impl JobSpec {
+    /// All memories that the job reads.
+    pub fn memories(&self) -> impl Iterator<Item = &MemoryId> {
+        self.train.iter().chain(&self.held_out).chain(&self.guard)
+    }
 }
 
 /// Where an adapter on trial comes from.

@@ -311,10 +311,14 @@ fn forgetting_a_learned_memory_retires_the_adapter_and_stops_the_job_that_uses_i
     let mut world = World::new(6);
     let adapter = world.commit(0);
     let learned = world.evolution.state().registry.get(adapter).unwrap().card.lineage[0];
+    // A pin does not stand against a promise to forget.
+    world.send(Event::Command(Command::Pin { adapter, pinned: true }));
+    assert!(world.evolution.keeps(adapter));
     world.send(Event::Forgotten(vec![learned]));
     assert_eq!(world.evolution.state().registry.get(adapter).unwrap().state, CardState::Retired);
     assert!(world.served.is_empty() && world.evolution.route(&situation(0)).is_none());
     assert!(world.actions.contains(&Action::RetireAdapter { adapter }));
+    assert!(!world.evolution.keeps(adapter));
 
     world.write(0, 30);
     world.send(Event::Command(Command::RunNow { situation: Some(situation(0)) }));
@@ -702,4 +706,15 @@ fn the_stories_reach_every_station_and_nearly_every_change() {
     // Stored adapters are tried and cards imported in tests of their own.
     assert!(stages.len() >= 11, "{stages:?}");
     assert!(kinds.len() >= 16, "{kinds:?}");
+}
+
+#[test]
+fn a_job_guards_the_text_of_neighbouring_contexts_that_an_adapter_serves() {
+    let mut world = World::new(20);
+    world.commit(0);
+    world.write(1, 60);
+    world.send(Event::Command(Command::RunNow { situation: Some(situation(1)) }));
+    let spec = world.evolution.state().job.clone().unwrap().spec;
+    assert_eq!(spec.guard.len(), 16);
+    assert!(spec.guard.iter().all(|guarded| *guarded <= memory(60) && !spec.train.contains(guarded)));
 }

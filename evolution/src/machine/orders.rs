@@ -1,0 +1,98 @@
+//! What each order of the user changes.
+
+use std::collections::BTreeMap;
+
+use mneme_base::{AdapterId, Embedding, Timestamp};
+
+use super::row::{Cause, Change, Stage};
+use super::{Action, Command, Draft, Evolution, Notice};
+use crate::context::ContextId;
+use crate::registry::{CardState, SkillCard};
+
+impl Evolution {
+    pub(super) fn on_command(&mut self, command: Command, now: Timestamp, out: &mut Vec<Action>) {
+        let stage = self.state.stage();
+        match command {
+            Command::Pause | Command::Resume => {
+                let paused = command == Command::Pause;
+                if self.state.paused != paused {
+                    let reason = if paused { "the user paused training" } else { "the user resumed training" };
+                    self.record(Draft::new(stage, stage, reason, Change::Paused { paused }), now, out);
+                }
+            }
+            Command::Pin { adapter, pinned } => match self.state.registry.get(adapter).map(|entry| entry.state) {
+                None | Some(CardState::Retired) => refuse(out, format!("adapter {adapter} is not known or is retired")),
+                Some(_) => {
+                    let reason = if pinned { "the user pinned it" } else { "the user unpinned it" };
+                    let draft = Draft::new(stage, stage, reason, Change::Pinned { pinned }).about(adapter, None);
+                    self.record(draft, now, out);
+                }
+            },
+            Command::Rollback { adapter } => self.on_rollback(adapter, now, out),
+            Command::Retire { adapter } => {
+                let entry = self.state.registry.get(adapter).filter(|entry| entry.state != CardState::Retired);
+                if entry.is_none() {
+                    return refuse(out, format!("adapter {adapter} is not known or is retired"));
+                }
+                let serving = self.served_by(adapter);
+                let draft =
+                    Draft::new(stage, Stage::Retire, "the user retired it", Change::Retired).about(adapter, None);
+                self.record(draft, now, out);
+                out.extend(
+                    serving.into_iter().map(|(adapter, context)| Action::DeactivateAdapter { adapter, context }),
+                );
+                out.push(Action::RetireAdapter { adapter });
+            }
+            Command::RunNow { situation } => self.on_run_now(situation.as_ref(), now, out),
+            Command::Import { card } => self.on_import(card, now, out),
+        }
+    }
+
+    fn on_rollback(&mut self, adapter: AdapterId, now: Timestamp, out: &mut Vec<Action>) {
+        let mut contexts: Vec<ContextId> = self.served_by(adapter).into_iter().map(|(_, context)| context).collect();
+        contexts.extend(self.state.trials.iter().filter(|trial| trial.adapter == adapter).map(|trial| trial.context));
+        if contexts.is_empty() {
+            return refuse(out, format!("adapter {adapter} serves nothing and is not on trial"));
+        }
+        for context in contexts {
+            self.roll_back(adapter, context, "the user took it back".to_owned(), BTreeMap::new(), now, out);
+        }
+    }
+
+    fn on_run_now(&mut self, situation: Option<&Embedding>, now: Timestamp, out: &mut Vec<Action>) {
+        let contexts = self.soft.trigger.contexts();
+        let chosen = match situation {
+            Some(situation) => contexts.find(situation),
+            None => {
+                contexts.iter().map(|c| c.id).max_by_key(|id| (self.soft.texts.tokens(*id), std::cmp::Reverse(*id)))
+            }
+        };
+        let Some(context) = chosen.and_then(|id| contexts.get(id)) else {
+            return refuse(out, "nothing is known that could be trained on".to_owned());
+        };
+        let (context, centroid) = (context.id, context.centroid.clone());
+        if self.state.job.as_ref().is_some_and(|job| job.spec.context == context) {
+            return refuse(out, format!("a job for {context} is under way"));
+        }
+        let tokens = self.soft.texts.tokens(context) as f64;
+        let rounds = self.soft.trigger.rounds_begun();
+        let change = Change::Suspected { cause: Cause::Asked, centroid, structural: false, rounds };
+        let draft = Draft::new(Stage::Serve, Stage::Suspect, "the user asked for training", change);
+        self.record(draft.about(None, context).number("tokens", tokens), now, out);
+    }
+
+    fn on_import(&mut self, card: Box<SkillCard>, now: Timestamp, out: &mut Vec<Action>) {
+        let adapter = card.adapter;
+        if let Err(error) = self.state.registry.clone().insert((*card).clone(), CardState::Superseded) {
+            return refuse(out, error.to_string());
+        }
+        let stage = self.state.stage();
+        let draft =
+            Draft::new(stage, stage, "a card was imported; it is tried where it may help", Change::Imported { card });
+        self.record(draft.about(adapter, None), now, out);
+    }
+}
+
+fn refuse(out: &mut Vec<Action>, reason: String) {
+    out.push(Action::Notify(Notice::Refused { reason }));
+}
