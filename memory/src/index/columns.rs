@@ -10,6 +10,7 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use mneme_base::{MemoryId, Timestamp, TrustTier};
 
 use super::bitmap::Bitmap;
+use super::cues::cues;
 use crate::domain::{Memory, MemoryKind, MemoryState};
 
 /// Stands for "none" in a column of interned numbers.
@@ -76,6 +77,7 @@ pub struct Columns {
     recorded_at: Vec<i64>,
     superseded_at: Vec<i64>,
     contents: Vec<u64>,
+    cues: Vec<u8>,
     live: Bitmap,
     live_count: usize,
     /// Names of namespaces.
@@ -85,6 +87,8 @@ pub struct Columns {
     /// Names of speakers, lower case.
     pub speaker_names: Interner,
     thread_names: Interner,
+    /// Words of speakers' names, lower case, with the namespaces and speakers that they name.
+    speaker_words: HashMap<Box<str>, Vec<(u32, u32)>>,
     /// Rows with a position, per thread, in order of position.
     thread_rows: Vec<Vec<(u64, u32)>>,
 }
@@ -123,6 +127,11 @@ impl Columns {
     /// The hash of the row's content, 64 bits of it.
     pub fn content(&self, row: u32) -> u64 {
         self.contents[row as usize]
+    }
+
+    /// What can be seen of the row's text, as [`cues`](super::cues::cues) gives it.
+    pub fn cues(&self, row: u32) -> u8 {
+        self.cues[row as usize]
     }
 
     /// The row's namespace.
@@ -164,6 +173,7 @@ impl Columns {
         self.sources.push(self.source_names.intern(&memory.provenance.source));
         let speaker = memory.speaker.as_ref().map_or(NONE, |name| self.speaker_names.intern(&name.to_lowercase()));
         self.speakers.push(speaker);
+        self.name_speaker(namespace, speaker);
         let thread = memory.thread.as_ref().map_or(NONE, |name| self.thread_names.intern(&thread_key(namespace, name)));
         self.threads.push(thread);
         self.positions.push(memory.position.unwrap_or(u64::MAX));
@@ -172,6 +182,7 @@ impl Columns {
         self.recorded_at.push(memory.recorded_at.as_millis());
         self.superseded_at.push(memory.superseded_by.map_or(NEVER, |(_, at)| at.as_millis()));
         self.contents.push(content_key(memory));
+        self.cues.push(cues(&memory.text));
         self.live.insert(row);
         self.live_count += 1;
         if let (true, Some(position)) = (thread != NONE, memory.position) {
@@ -184,6 +195,22 @@ impl Columns {
             rows.insert(place, (position, row));
         }
         row
+    }
+
+    fn name_speaker(&mut self, namespace: u32, speaker: u32) {
+        let Some(name) = self.speaker_names.name(speaker) else { return };
+        for word in name.split(|c: char| !c.is_alphanumeric()).filter(|word| word.chars().count() > 1) {
+            let named = self.speaker_words.entry(word.into()).or_default();
+            if !named.contains(&(namespace, speaker)) {
+                named.push((namespace, speaker));
+            }
+        }
+    }
+
+    /// The speakers of these namespaces whose name has this word (lower case).
+    pub fn speakers_named(&self, word: &str, namespaces: &[u32]) -> impl Iterator<Item = u32> {
+        let named = self.speaker_words.get(word).map_or(&[][..], Vec::as_slice);
+        named.iter().filter(|(namespace, _)| namespaces.contains(namespace)).map(|(_, speaker)| *speaker)
     }
 
     /// Brings the changeable columns of a row up to its memory: state, times and trust.
@@ -212,6 +239,39 @@ impl Columns {
         Some(row)
     }
 
+    /// Keeps only the live rows, given in ascending order; `places` gives each old row's new number, [`NONE`] for a dead one.
+    pub fn keep(&mut self, live: &[u32], places: &[u32]) {
+        fn pick<T: Copy>(column: &mut Vec<T>, live: &[u32]) {
+            *column = live.iter().map(|row| column[*row as usize]).collect();
+        }
+        pick(&mut self.ids, live);
+        pick(&mut self.namespaces, live);
+        pick(&mut self.kinds, live);
+        pick(&mut self.trusts, live);
+        pick(&mut self.states, live);
+        pick(&mut self.sources, live);
+        pick(&mut self.speakers, live);
+        pick(&mut self.threads, live);
+        pick(&mut self.positions, live);
+        pick(&mut self.valid_from, live);
+        pick(&mut self.valid_to, live);
+        pick(&mut self.recorded_at, live);
+        pick(&mut self.superseded_at, live);
+        pick(&mut self.contents, live);
+        pick(&mut self.cues, live);
+        for entry in self.thread_rows.iter_mut().flatten() {
+            entry.1 = places[entry.1 as usize];
+        }
+        self.live = Bitmap::default();
+        self.rows = HashTable::with_capacity(live.len());
+        for (row, id) in self.ids.iter().enumerate() {
+            let (ids, hasher) = (&self.ids, &self.hasher);
+            let rehash = |row: &u32| hasher.hash_one(ids[*row as usize]);
+            self.rows.insert_unique(self.hasher.hash_one(id), row as u32, rehash);
+            self.live.insert(row as u32);
+        }
+    }
+
     /// Whether two rows, of which the second may be of a memory not yet indexed, have the same unchangeable columns.
     pub fn same_frame(&self, row: u32, memory: &Memory) -> bool {
         let at = row as usize;
@@ -238,6 +298,14 @@ impl Columns {
             found.extend(rows.get(place + step).map(|entry| entry.1));
         }
         found
+    }
+
+    /// The rows before and after a row in its thread: `[two before, one before, one after, two after]`.
+    pub fn around(&self, row: u32) -> [Option<u32>; 4] {
+        let Some(rows) = self.thread_rows.get(self.threads[row as usize] as usize) else { return [None; 4] };
+        let Ok(place) = rows.binary_search(&(self.positions[row as usize], row)) else { return [None; 4] };
+        let at = |place: Option<usize>| place.and_then(|place| rows.get(place)).map(|entry| entry.1);
+        [at(place.checked_sub(2)), at(place.checked_sub(1)), at(Some(place + 1)), at(Some(place + 2))]
     }
 
     /// The rows of a thread that have a position, in order, with their positions.
@@ -307,7 +375,7 @@ impl Columns {
 
     /// Bytes on the heap, nearly.
     pub fn bytes(&self) -> u64 {
-        let row = size_of::<MemoryId>() + 4 * 4 + 3 + 8 + 4 * 8 + 8;
+        let row = size_of::<MemoryId>() + 4 * 4 + 4 + 8 + 4 * 8 + 8;
         let threads: usize = self.thread_rows.iter().map(|rows| rows.capacity() * 16 + 24).sum();
         (self.ids.capacity() * row + self.rows.capacity() * 5 + threads) as u64
             + self.live.bytes()

@@ -38,6 +38,15 @@ impl Duplicates {
         self.nexts.push(next);
     }
 
+    /// Keeps only these rows, given in ascending order, under new numbers from 0.
+    pub fn keep(&mut self, live: &[u32]) {
+        let kept = live.iter().map(|row| self.signatures[*row as usize]).collect::<Vec<u64>>();
+        *self = Self::default();
+        for signature in kept {
+            self.push(signature);
+        }
+    }
+
     /// The nearest accepted row with nearly this signature; the newest among equals.
     pub fn find(&self, signature: u64, accept: impl Fn(u32) -> bool) -> Option<u32> {
         let mut best: Option<(u32, u32)> = None;

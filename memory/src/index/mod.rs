@@ -1,9 +1,10 @@
 //! The searchable columns beside the store: postings, codes, signatures and filters, none of which hold a text.
 //!
-//! Reading order: [`bitmap`], [`columns`], [`tokens`], [`text`], [`vectors`], [`duplicates`].
+//! Reading order: [`bitmap`], [`columns`], [`tokens`], [`cues`], [`text`], [`vectors`], [`duplicates`].
 
 pub mod bitmap;
 pub mod columns;
+pub mod cues;
 pub mod duplicates;
 pub mod text;
 pub mod tokens;

@@ -54,15 +54,40 @@ pub struct QueryTerm {
     pub weight: f32,
 }
 
+/// What a query found in one row.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Found {
+    /// The BM25 score.
+    pub score: f32,
+    /// Which of the query's terms are in it, the first in the lowest bit; terms past the 32nd share the highest.
+    pub terms: u32,
+}
+
 /// BM25 scores of the rows that a query touched.
 #[derive(Debug, Default)]
 pub struct TextScores {
-    /// Score per row; rows that no term touched are 0.
-    pub scores: Vec<f32>,
+    /// Per row; rows that no term touched are 0.
+    pub rows: Vec<Found>,
     /// The rows that a term touched, each once, in no order.
     pub touched: Vec<u32>,
+    /// Per term: its weight times its idf.
+    pub rarities: Vec<f32>,
     /// Per term: how many rows have it.
     pub frequencies: Vec<u32>,
+}
+
+impl TextScores {
+    /// The sum of the rarities of a set of terms.
+    pub fn rarity(&self, terms: u32) -> f32 {
+        let bits = self.rarities.iter().enumerate();
+        bits.filter(|(at, _)| terms >> (*at).min(31) & 1 == 1).map(|(_, rarity)| rarity).sum()
+    }
+
+    /// The largest rarity of a set of terms.
+    pub fn rarest(&self, terms: u32) -> f32 {
+        let bits = self.rarities.iter().enumerate();
+        bits.filter(|(at, _)| terms >> (*at).min(31) & 1 == 1).map(|(_, rarity)| *rarity).fold(0.0, f32::max)
+    }
 }
 
 /// The postings of all terms.
@@ -113,6 +138,20 @@ impl TextIndex {
         }
     }
 
+    /// Keeps only the live rows, given in ascending order; `places` gives each old row's new number, `u32::MAX` for a dead one.
+    pub fn keep(&mut self, live: &[u32], places: &[u32]) {
+        for postings in self.terms.values_mut() {
+            postings.retain_mut(|posting| {
+                let place = places[(*posting >> COUNT_BITS) as usize];
+                *posting = place << COUNT_BITS | *posting & COUNT_MAX;
+                place != u32::MAX
+            });
+            postings.shrink_to_fit();
+        }
+        self.terms.retain(|_, postings| !postings.is_empty());
+        self.lengths = live.iter().map(|row| self.lengths[*row as usize]).collect();
+    }
+
     /// The terms of a query's words, stop words dropped, repeated words once.
     pub fn query_terms(tokenizer: &Tokenizer, text: &str) -> Vec<QueryTerm> {
         let mut terms: Vec<QueryTerm> = Vec::new();
@@ -138,12 +177,14 @@ impl TextIndex {
 
     /// Scores every allowed row that has a term of the query. Cost: one step per posting of the query's terms.
     pub fn score(&self, terms: &[QueryTerm], allowed: &Bitmap, bm25: Bm25) -> TextScores {
-        let mut found = TextScores { scores: vec![0.0; self.lengths.len()], ..TextScores::default() };
+        let mut found = TextScores { rows: vec![Found::default(); self.lengths.len()], ..TextScores::default() };
         let average = (self.length_sum as f32 / self.live.max(1) as f32).max(1.0);
-        for term in terms {
+        for (number, term) in terms.iter().enumerate() {
             let postings = self.terms.get(&term.hash).map_or(&[][..], Vec::as_slice);
+            let rarity = term.weight * self.idf(postings.len());
             found.frequencies.push(postings.len() as u32);
-            let weight = term.weight * self.idf(postings.len()) * (bm25.k1 + 1.0);
+            found.rarities.push(rarity);
+            let weight = rarity * (bm25.k1 + 1.0);
             let (base, slope) = (bm25.k1 * (1.0 - bm25.b), bm25.k1 * bm25.b / average);
             for posting in postings {
                 let row = posting >> COUNT_BITS;
@@ -151,14 +192,20 @@ impl TextIndex {
                     continue;
                 }
                 let count = (posting & COUNT_MAX) as f32;
-                let slot = &mut found.scores[row as usize];
-                if *slot == 0.0 {
+                let slot = &mut found.rows[row as usize];
+                if slot.terms == 0 {
                     found.touched.push(row);
                 }
-                *slot += weight * count / (count + base + slope * f32::from(self.lengths[row as usize]));
+                slot.terms |= 1 << number.min(31);
+                slot.score += weight * count / (count + base + slope * f32::from(self.lengths[row as usize]));
             }
         }
         found
+    }
+
+    /// How many terms the row has, stop words not counted.
+    pub fn length(&self, row: u32) -> u16 {
+        self.lengths.get(row as usize).copied().unwrap_or(0)
     }
 
     /// The rows that have a word, or `None` when the word is not indexed because it is a stop word.

@@ -9,9 +9,8 @@ use mneme_quant::scan::{Query, RowsI8, dot_i8, quantize_row_i8, quantize_row_i8_
 
 use super::bitmap::Bitmap;
 
-/// How many more rows than asked for are taken from the int8 scan to be ranked again: the scan's own order is right to
-/// about two places in a hundred.
-const OVERSAMPLE: usize = 4;
+/// How many more rows than asked for are taken from the int8 scan to be ranked again: its order errs among neighbours only.
+const OVERSAMPLE: usize = 32;
 
 /// A row and its cosine to the query.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -20,6 +19,14 @@ pub struct Scored {
     pub row: u32,
     /// The cosine.
     pub score: f32,
+}
+
+/// A question's vector, ready for one view.
+#[derive(Debug, Clone)]
+pub struct VectorQuery {
+    exact: Embedding,
+    codes: Vec<i8>,
+    scale: f32,
 }
 
 /// One kind of vector for all rows.
@@ -96,21 +103,56 @@ impl VectorView {
         }
     }
 
-    /// The `k` allowed rows of largest cosine, best first. Empty when the dimensions differ.
-    pub fn top(&self, query: &Embedding, k: usize, allowed: &Bitmap, threads: usize) -> Vec<Scored> {
-        if query.dimensions() != self.dimensions || k == 0 {
+    /// Keeps only these rows, given in ascending order, under new numbers from 0.
+    pub fn keep(&mut self, live: &[u32]) {
+        let size = self.dimensions;
+        let mut present = Bitmap::default();
+        let rows = live.iter().take_while(|row| (**row as usize) < self.scales.len()).count();
+        for (new, old) in live[..rows].iter().enumerate() {
+            let span = *old as usize * size..(*old as usize + 1) * size;
+            self.codes.copy_within(span.clone(), new * size);
+            self.scales[new] = self.scales[*old as usize];
+            if self.keep_halves {
+                self.halves.copy_within(span, new * size);
+            }
+            if self.present.contains(*old) {
+                present.insert(new as u32);
+            }
+        }
+        present.grow(rows);
+        self.codes.truncate(rows * size);
+        self.scales.truncate(rows);
+        self.halves.truncate(if self.keep_halves { rows * size } else { 0 });
+        self.codes.shrink_to_fit();
+        self.halves.shrink_to_fit();
+        self.count = present.count();
+        self.present = present;
+    }
+
+    /// Makes a query for this view; `None` when the dimensions differ or the view is empty.
+    pub fn query(&self, embedding: &Embedding) -> Option<VectorQuery> {
+        if embedding.dimensions() != self.dimensions || self.count == 0 {
+            return None;
+        }
+        let (codes, scale) = quantize_row_i8(embedding.as_slice()).expect("an embedding is finite");
+        Some(VectorQuery { exact: embedding.clone(), codes, scale })
+    }
+
+    /// The `k` allowed rows of largest cosine, best first.
+    pub fn top(&self, query: &VectorQuery, k: usize, allowed: &Bitmap, threads: usize) -> Vec<Scored> {
+        if k == 0 || query.codes.len() != self.dimensions {
             return Vec::new();
         }
         let mut mask = self.present.clone();
         mask.intersect(allowed);
-        let (codes, scale) = quantize_row_i8(query.as_slice()).expect("an embedding is finite");
         let rows = RowsI8::new(&self.codes, &self.scales, self.dimensions).expect("codes and scales grow together");
-        let wide = if self.keep_halves { k * OVERSAMPLE } else { k };
-        let mut best: Vec<Scored> = scan_top_k(rows, Query::new(&codes, scale), wide, Some(mask.words()), threads)
-            .expect("query and mask have the shape of the rows")
-            .into_iter()
-            .map(|found| Scored { row: found.row, score: found.score })
-            .collect();
+        let wide = if self.keep_halves { k + OVERSAMPLE } else { k };
+        let mut best: Vec<Scored> =
+            scan_top_k(rows, Query::new(&query.codes, query.scale), wide, Some(mask.words()), threads)
+                .expect("query and mask have the shape of the rows")
+                .into_iter()
+                .map(|found| Scored { row: found.row, score: found.score })
+                .collect();
         if self.keep_halves {
             for entry in &mut best {
                 entry.score = self.cosine(query, entry.row);
@@ -121,17 +163,25 @@ impl VectorView {
     }
 
     /// The cosine of a row's vector to the query, by the most precise copy at hand; 0 for a row without one.
-    pub fn cosine(&self, query: &Embedding, row: u32) -> f32 {
-        if !self.present.contains(row) || query.dimensions() != self.dimensions {
+    pub fn cosine(&self, query: &VectorQuery, row: u32) -> f32 {
+        if !self.keep_halves {
+            return self.near_cosine(query, row);
+        }
+        if !self.present.contains(row) || query.codes.len() != self.dimensions {
             return 0.0;
         }
         let span = row as usize * self.dimensions..(row as usize + 1) * self.dimensions;
-        if self.keep_halves {
-            self.halves[span].iter().zip(query.as_slice()).map(|(half, x)| half.to_f32() * x).sum()
-        } else {
-            let sum: f32 = self.codes[span].iter().zip(query.as_slice()).map(|(code, x)| f32::from(*code) * x).sum();
-            sum * self.scales[row as usize]
+        self.halves[span].iter().zip(query.exact.as_slice()).map(|(half, x)| half.to_f32() * x).sum()
+    }
+
+    /// The cosine of a row's vector to the query by the codes: right to about 0.003; 0 for a row without one.
+    pub fn near_cosine(&self, query: &VectorQuery, row: u32) -> f32 {
+        if !self.present.contains(row) || query.codes.len() != self.dimensions {
+            return 0.0;
         }
+        let span = row as usize * self.dimensions..(row as usize + 1) * self.dimensions;
+        let dot = dot_i8(&query.codes, &self.codes[span]).expect("the query has the dimensions of the view");
+        dot as f32 * query.scale * self.scales[row as usize]
     }
 
     /// The cosine of two rows, from their codes; 0 where one has no vector.

@@ -9,6 +9,8 @@ pub struct Features {
     pub cosine: f32,
     /// The share of the question's rarity (idf) that the top five hits cover together, 0 to 1.
     pub coverage: f32,
+    /// How many words the question has, stop words not counted.
+    pub words: usize,
     /// Whether there was an embedding to judge by.
     pub dense: bool,
 }
@@ -16,15 +18,24 @@ pub struct Features {
 /// A recall below this probability is told to abstain.
 pub const ABSTAIN_BELOW: f32 = 0.35;
 
-/// Logistic weights: bias, text share, cosine, coverage.
-const WITH_DENSE: [f32; 4] = [-4.0, 2.0, 5.0, 3.0];
-/// The same without an embedding.
-const TEXT_ONLY: [f32; 4] = [-2.5, 3.0, 0.0, 3.0];
+/// Weights of [`Features::inputs`], then the bias, with vectors; from `mneme-recall-eval --fit`.
+const WITH_DENSE: [f32; INPUTS + 1] = [2.0, 3.0, 5.0, 0.0, -4.0];
+/// The same without.
+const TEXT_ONLY: [f32; INPUTS + 1] = [3.0, 3.0, 0.0, 0.0, -2.5];
+/// How many inputs the estimate has.
+const INPUTS: usize = 4;
+
+impl Features {
+    /// What is weighed: text share, coverage, cosine, and how few the words are (one word is easily found).
+    pub fn inputs(&self) -> [f32; INPUTS] {
+        [self.text_share, self.coverage, self.cosine, 1.0 / (1.0 + self.words as f32)]
+    }
+}
 
 /// The probability, 0 to 1.
 pub fn confidence(features: &Features) -> f32 {
     let weights = if features.dense { WITH_DENSE } else { TEXT_ONLY };
-    let sum =
-        weights[0] + weights[1] * features.text_share + weights[2] * features.cosine + weights[3] * features.coverage;
+    let inputs = features.inputs().into_iter().chain([1.0]);
+    let sum: f32 = inputs.zip(weights).map(|(input, weight)| input * weight).sum();
     1.0 / (1.0 + (-sum).exp())
 }

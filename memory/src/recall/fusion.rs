@@ -5,25 +5,23 @@
 pub struct Ranking {
     /// Its name in explanations.
     pub name: &'static str,
-    /// What its places count.
-    pub weight: f32,
     /// Rows with its own scores, best first.
     pub rows: Vec<(u32, f32)>,
 }
 
 impl Ranking {
-    /// What the place (from 0) adds to the fused score.
-    pub fn contribution(&self, place: usize, k: f32) -> f32 {
-        self.weight / (k + place as f32 + 1.0)
+    /// Names a ranking.
+    pub fn new(name: &'static str, rows: Vec<(u32, f32)>) -> Self {
+        Self { name, rows }
     }
 }
 
-/// Adds up the rankings: rows with fused scores, best first; ties by row.
-pub fn fuse(rankings: &[Ranking], k: f32) -> Vec<(u32, f32)> {
+/// Adds up `1 / (k + place)` over the rankings: rows with fused scores, best first; ties by row.
+pub fn fuse<'a>(rankings: impl Iterator<Item = &'a Ranking>, k: f32) -> Vec<(u32, f32)> {
     let mut sums = std::collections::HashMap::new();
     for ranking in rankings {
         for (place, (row, _)) in ranking.rows.iter().enumerate() {
-            *sums.entry(*row).or_insert(0.0_f32) += ranking.contribution(place, k);
+            *sums.entry(*row).or_insert(0.0_f32) += 1.0 / (k + place as f32 + 1.0);
         }
     }
     let mut fused: Vec<(u32, f32)> = sums.into_iter().collect();
@@ -42,9 +40,8 @@ mod tests {
 
     #[test]
     fn a_row_that_two_rankings_like_beats_one_that_leads_one() {
-        let ranking =
-            |rows: &[u32]| Ranking { name: "test", weight: 1.0, rows: rows.iter().map(|r| (*r, 0.0)).collect() };
-        let fused = fuse(&[ranking(&[1, 2]), ranking(&[3, 2])], 20.0);
+        let ranking = |rows: &[u32]| Ranking::new("test", rows.iter().map(|r| (*r, 0.0)).collect());
+        let fused = fuse([ranking(&[1, 2]), ranking(&[3, 2])].iter(), 20.0);
         assert_eq!(fused.iter().map(|(row, _)| *row).collect::<Vec<_>>(), [2, 1, 3]);
     }
 }

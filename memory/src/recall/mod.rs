@@ -1,23 +1,27 @@
 //! Ranked recall: everything between a question and an ordered list of ids with reasons.
 //!
 //! [`RecallIndex`] is what a store keeps beside its records. It holds no texts; where a text is needed (phrases in quotes) the
-//! store's `fetch` is asked. Reading order: [`query`], [`fusion`], [`context`], [`confidence`], [`rerank`], [`RecallIndex`].
+//! store's `fetch` is asked. Reading order: [`query`], [`time`], [`features`], [`weights`],
+//! [`fusion`], [`rank`], [`confidence`], [`context`], [`rerank`], [`RecallIndex`].
 
 pub mod confidence;
 pub mod context;
+pub mod features;
 pub mod fusion;
 pub mod query;
 pub mod rank;
 pub mod rerank;
+pub mod time;
+pub mod weights;
 
 use mneme_base::{Embedding, MemoryId, Timestamp};
 
 pub use context::context_texts;
-pub use rank::RankingOptions;
-pub use rerank::{RerankScores, fuse_reranked};
+pub use rank::{Method, RankingOptions};
+pub use rerank::{RerankScores, fuse_reranked, rerank_hits};
 
 use crate::domain::{HitExplanation, Memory, RecallQuery};
-use crate::index::columns::Columns;
+use crate::index::columns::{Columns, NONE};
 use crate::index::duplicates::{Duplicates, signature};
 use crate::index::text::{ROWS_MAX, TextIndex, metadata_term};
 use crate::index::tokens::Tokenizer;
@@ -26,9 +30,9 @@ use crate::store::StoreError;
 
 /// How many memories before and after a memory are its context.
 pub const NEIGHBOUR_REACH: usize = 2;
-/// The index is rebuilt when more than this share of its rows is dead, and at least [`DEAD_ROWS_MIN`].
+/// Compaction is worth its time when more than this share of its rows is dead, and at least [`DEAD_ROWS_MIN`].
 const DEAD_SHARE_MAX: f64 = 0.25;
-/// Fewer dead rows than this are not worth a rebuild.
+/// Fewer dead rows than this are not worth it.
 const DEAD_ROWS_MIN: usize = 4_096;
 
 /// What an index is built with.
@@ -131,6 +135,9 @@ impl RecallIndex {
         self.text.kill(row);
         self.own.remove(row);
         self.context.remove(row);
+        if self.wants_compaction() {
+            self.compact();
+        }
         true
     }
 
@@ -165,10 +172,28 @@ impl RecallIndex {
         self.duplicates.find(signature(text), accept).map(|row| self.columns.id(row))
     }
 
-    /// Whether so many rows are dead that the index should be built anew from the store's records.
-    pub fn wants_rebuild(&self) -> bool {
+    /// Whether so many rows are dead that [`Self::compact`] is worth its time.
+    pub fn wants_compaction(&self) -> bool {
         let dead = self.columns.len() - self.columns.live_count();
         dead >= DEAD_ROWS_MIN && dead as f64 > DEAD_SHARE_MAX * self.columns.len() as f64
+    }
+
+    /// Drops dead rows everywhere; rankings do not change but for the statistics that dead rows were still part of.
+    /// Cost: one pass over the index, a second per gigabyte or so.
+    pub fn compact(&mut self) {
+        let live: Vec<u32> = self.columns.live().rows().collect();
+        if live.len() == self.columns.len() {
+            return;
+        }
+        let mut places = vec![NONE; self.columns.len()];
+        for (new, old) in live.iter().enumerate() {
+            places[*old as usize] = new as u32;
+        }
+        self.columns.keep(&live, &places);
+        self.text.keep(&live, &places);
+        self.own.keep(&live);
+        self.context.keep(&live);
+        self.duplicates.keep(&live);
     }
 
     /// How many memories are in it.
@@ -186,9 +211,31 @@ impl RecallIndex {
         self.columns.bytes() + self.text.bytes() + self.own.bytes() + self.context.bytes() + self.duplicates.bytes()
     }
 
+    /// The text of a question to embed for [`Self::recall`]: speakers that it names are addressed as "you". It matters: see
+    /// [`query::embedding_text`].
+    pub fn embedding_text(&self, query: &RecallQuery) -> String {
+        query::embedding_text(query, &self.columns)
+    }
+
+    /// The candidates of a question with their features, for learning weights.
+    pub fn candidates(
+        &self,
+        query: &RecallQuery,
+        embedding: Option<&Embedding>,
+        now: Timestamp,
+    ) -> Result<features::Candidates, StoreError> {
+        let parsed = query::ParsedQuery::new(query, now, &self.tokenizer, &self.columns)?;
+        Ok(rank::candidates(self, query, &parsed, embedding).0)
+    }
+
+    /// The memory of a row of [`features::Candidates`].
+    pub fn id_of_row(&self, row: u32) -> MemoryId {
+        self.columns.id(row)
+    }
+
     /// Ranks the memories that answer a question.
     ///
-    /// `embedding` is of the question; without it, or where no memory has a vector of its dimensions, the answer is from text
+    /// `embedding` is of the question's [`Self::embedding_text`]; without it, or where no memory has a vector of its dimensions, the answer is from text
     /// and `degraded` says `embedding`. `fetch` gives memories whose text has to be looked at: only for phrases in quotes.
     /// Cost: one pass over the codes of the allowed rows per view, one step per posting of the question's words.
     pub fn recall(
@@ -198,8 +245,32 @@ impl RecallIndex {
         now: Timestamp,
         fetch: &dyn Fn(MemoryId) -> Option<Memory>,
     ) -> Result<RankedRecall, StoreError> {
-        let parsed = query::ParsedQuery::new(query, now, &self.tokenizer)?;
-        Ok(rank::rank(self, query, &parsed, embedding, fetch))
+        let parsed = query::ParsedQuery::new(query, now, &self.tokenizer, &self.columns)?;
+        Ok(rank::rank(self, &self.options.ranking, query, &parsed, embedding, fetch))
+    }
+
+    /// As [`Self::recall`], with other options of ranking than its own: to compare methods on one index.
+    pub fn recall_with(
+        &self,
+        ranking: &RankingOptions,
+        query: &RecallQuery,
+        embedding: Option<&Embedding>,
+        now: Timestamp,
+        fetch: &dyn Fn(MemoryId) -> Option<Memory>,
+    ) -> Result<RankedRecall, StoreError> {
+        let parsed = query::ParsedQuery::new(query, now, &self.tokenizer, &self.columns)?;
+        Ok(rank::rank(self, ranking, query, &parsed, embedding, fetch))
+    }
+
+    /// What the confidence of a recall is made from, and the confidence: to calibrate it.
+    pub fn confidence(
+        &self,
+        query: &RecallQuery,
+        embedding: Option<&Embedding>,
+        now: Timestamp,
+    ) -> Result<(confidence::Features, f32), StoreError> {
+        let parsed = query::ParsedQuery::new(query, now, &self.tokenizer, &self.columns)?;
+        Ok(rank::confidence_of(self, query, &parsed, embedding))
     }
 }
 

@@ -1,10 +1,14 @@
-//! The ranking itself: rows that are allowed, the rankings of each view, their fusion, variety, explanation.
+//! The ranking itself: rows that are allowed, candidates, their weighted sum, phrases, variety, explanation.
+
+use std::collections::BTreeMap;
 
 use mneme_base::{Embedding, MemoryId};
 
 use super::confidence::{ABSTAIN_BELOW, Features, confidence};
-use super::fusion::{Ranking, fuse, sort_best};
+use super::features::{Candidates, DenseQuery, FEATURE_NAMES, FeatureRow, collect};
+use super::fusion::{fuse, sort_best};
 use super::query::{ParsedQuery, has_phrase, words};
+use super::weights::{TEXT_ONLY, WITH_DENSE, Weights, score};
 use super::{RankedHit, RankedRecall, RecallIndex};
 use crate::domain::{HitExplanation, Memory, RecallFilter, RecallQuery, Signal};
 use crate::index::bitmap::Bitmap;
@@ -12,100 +16,135 @@ use crate::index::columns::{Bounds, Columns, Interner, TrustMin};
 use crate::index::text::{Bm25, TextScores, metadata_term};
 use crate::index::tokens::{Field, Tokenizer, term_hash};
 
-/// How the rankings are weighed. The defaults are what cross-validation over chats chose.
+/// How candidates are put into order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Method {
+    /// The weighted sum of the features.
+    Learned {
+        /// Weights where there is an embedding.
+        with_dense: Box<Weights>,
+        /// Weights where there is none.
+        text_only: Box<Weights>,
+    },
+    /// Reciprocal rank fusion of these rankings: the plain baseline.
+    Reciprocal {
+        /// Names of rankings, see [`Candidates::rankings`].
+        rankings: Vec<&'static str>,
+        /// The rank constant.
+        k: f32,
+    },
+}
+
+/// How a recall ranks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RankingOptions {
-    /// BM25 of a memory's own text.
+    /// BM25 of a memory's own text. The defaults are Anserini's, made for short passages.
     pub bm25: Bm25,
-    /// Rank constant of the fusion.
-    pub rrf_k: f32,
-    /// Weight of BM25.
-    pub text: f32,
-    /// Weight of BM25 smoothed over neighbours.
-    pub window: f32,
-    /// Weight of the vectors of own texts.
-    pub dense: f32,
-    /// Weight of the vectors of texts with context.
-    pub dense_context: f32,
-    /// How much of a neighbour's BM25 score spreads to a memory.
-    pub spread: f32,
+    /// How candidates are put into order.
+    pub method: Method,
 }
 
 impl Default for RankingOptions {
     fn default() -> Self {
         Self {
-            bm25: Bm25 { k1: 1.2, b: 0.75 },
-            rrf_k: 20.0,
-            text: 1.0,
-            window: 1.0,
-            dense: 1.0,
-            dense_context: 1.0,
-            spread: 0.5,
+            bm25: Bm25 { k1: 0.9, b: 0.4 },
+            method: Method::Learned { with_dense: Box::new(WITH_DENSE), text_only: Box::new(TEXT_ONLY) },
         }
     }
 }
 
-/// Each ranking is followed to this depth, or four times the limit.
-const DEPTH_MIN: usize = 200;
+/// The candidates of a question, the text scores behind them, and the allowed rows.
+pub(super) fn candidates(
+    index: &RecallIndex,
+    query: &RecallQuery,
+    parsed: &ParsedQuery,
+    embedding: Option<&Embedding>,
+) -> (Candidates, TextScores, Bitmap) {
+    let allowed = allowed(index, query, parsed);
+    let scores = index.text.score(&parsed.terms, &allowed, index.options.ranking.bm25);
+    let dense = embedding.and_then(|embedding| {
+        Some(DenseQuery { own: index.own.query(embedding)?, context: index.context.query(embedding) })
+    });
+    (collect(index, parsed, &scores, dense.as_ref(), &allowed, query.limit), scores, allowed)
+}
 
 /// Ranks. See [`RecallIndex::recall`].
 pub(super) fn rank(
     index: &RecallIndex,
+    ranking: &RankingOptions,
     query: &RecallQuery,
     parsed: &ParsedQuery,
     embedding: Option<&Embedding>,
     fetch: &dyn Fn(MemoryId) -> Option<Memory>,
 ) -> RankedRecall {
     let mut answer = RankedRecall::default();
-    let vectors = embedding.filter(|e| e.dimensions() == index.own.dimensions() && index.own.count() > 0);
-    if vectors.is_none() && !index.is_empty() || embedding.is_none() {
+    let embedding = embedding.filter(|e| e.dimensions() == index.own.dimensions() || index.is_empty());
+    if embedding.is_none() {
         answer.degraded.push("embedding".into());
     }
-    let allowed = allowed(index, query);
-    let depth = (query.limit * 4).max(DEPTH_MIN);
-    let options = &index.options.ranking;
-    let scores = index.text.score(&parsed.terms, &allowed, options.bm25);
-    let mut rankings = vec![text_ranking(&scores, depth, options.text)];
-    rankings.push(window_ranking(index, &scores, &allowed, depth, options));
-    if let Some(embedding) = vectors {
-        for (name, view, weight) in
-            [("dense", &index.own, options.dense), ("dense_context", &index.context, options.dense_context)]
-        {
-            let rows = view
-                .top(embedding, depth, &allowed, index.options.scan_threads)
-                .into_iter()
-                .map(|s| (s.row, s.score))
-                .collect();
-            rankings.push(Ranking { name, weight, rows });
-        }
-    }
-    let mut fused = fuse(&rankings, options.rrf_k);
+    let (candidates, scores, allowed) = candidates(index, query, parsed, embedding);
+    let mut ranked = order(ranking, &candidates, embedding.is_some());
     if !parsed.phrases.is_empty() {
-        keep_phrases(index, parsed, fetch, &allowed, &mut fused);
+        keep_phrases(index, parsed, fetch, &allowed, &mut ranked);
     }
-    diversify(index, &mut fused, query);
-    fused.truncate(query.limit);
-    answer.confidence =
-        if fused.is_empty() { 0.0 } else { confidence(&features(index, parsed, &scores, vectors, &fused)) };
+    if !ranked.is_empty() {
+        let features = features(index, parsed, &scores, &candidates, &ranked, embedding.is_some());
+        answer.confidence = confidence(&features);
+    }
     answer.abstain = answer.confidence < ABSTAIN_BELOW;
-    let explain = |row| explanation(index, parsed, &rankings, options.rrf_k, row, fetch);
-    answer.hits = fused
+    diversify(index, &mut ranked, query);
+    ranked.truncate(query.limit);
+    answer.hits = ranked
         .iter()
         .map(|(row, score)| RankedHit {
             id: index.columns.id(*row),
             score: *score,
-            explanation: query.explain.then(|| explain(*row)),
+            explanation: query
+                .explain
+                .then(|| explanation(index, ranking, parsed, &candidates, *row, embedding.is_some(), fetch)),
         })
         .collect();
     answer
 }
 
+/// The confidence of a recall with what it is made from.
+pub(super) fn confidence_of(
+    index: &RecallIndex,
+    query: &RecallQuery,
+    parsed: &ParsedQuery,
+    embedding: Option<&Embedding>,
+) -> (Features, f32) {
+    let (candidates, scores, _) = candidates(index, query, parsed, embedding);
+    let dense = embedding.is_some();
+    let ranked = order(&index.options.ranking, &candidates, dense);
+    let features = features(index, parsed, &scores, &candidates, &ranked, dense);
+    (features, if ranked.is_empty() { 0.0 } else { confidence(&features) })
+}
+
+fn weights(options: &RankingOptions, dense: bool) -> Option<&Weights> {
+    match &options.method {
+        Method::Learned { with_dense, text_only } => Some(if dense { with_dense } else { text_only }),
+        Method::Reciprocal { .. } => None,
+    }
+}
+
+/// The candidates with their scores, best first.
+fn order(options: &RankingOptions, candidates: &Candidates, dense: bool) -> Vec<(u32, f32)> {
+    if let Method::Reciprocal { rankings, k } = &options.method {
+        return fuse(candidates.rankings.iter().filter(|ranking| rankings.contains(&ranking.name)), *k);
+    }
+    let weights = weights(options, dense).expect("the method is learned");
+    let rows = candidates.rows.iter().zip(&candidates.features);
+    let mut ranked: Vec<(u32, f32)> = rows.map(|(row, features)| (*row, score(weights, features))).collect();
+    sort_best(&mut ranked);
+    ranked
+}
+
 /// The rows that the question's filters let through.
-fn allowed(index: &RecallIndex, query: &RecallQuery) -> Bitmap {
+fn allowed(index: &RecallIndex, query: &RecallQuery, parsed: &ParsedQuery) -> Bitmap {
     let columns = &index.columns;
     let filter = &query.filter;
-    let namespaces: Vec<u32> =
-        query.namespaces.iter().filter_map(|name| columns.namespace_names.get(name.as_str())).collect();
+    let namespaces = parsed.namespaces.clone();
     let bounds = Bounds {
         kinds: filter.kinds.clone(),
         sources: numbers(&filter.sources, |source| matching_sources(&columns.source_names, source)),
@@ -151,41 +190,6 @@ fn matching_sources(names: &Interner, pattern: &str) -> Vec<u32> {
     }
 }
 
-fn text_ranking(scores: &TextScores, depth: usize, weight: f32) -> Ranking {
-    let rows = scores.touched.iter().map(|row| (*row, scores.scores[*row as usize])).collect();
-    Ranking { name: "bm25", weight, rows: best(rows, depth) }
-}
-
-/// BM25 with a share of the neighbours' scores: what a turn is about often stands in the turn before.
-fn window_ranking(
-    index: &RecallIndex,
-    scores: &TextScores,
-    allowed: &Bitmap,
-    depth: usize,
-    options: &RankingOptions,
-) -> Ranking {
-    let seeds = best(scores.touched.iter().map(|row| (*row, scores.scores[*row as usize])).collect(), 4 * depth);
-    let mut sums = std::collections::HashMap::new();
-    for (row, score) in seeds {
-        *sums.entry(row).or_insert(0.0_f32) += score;
-        for (place, near) in index.columns.neighbours(row, super::NEIGHBOUR_REACH).into_iter().enumerate() {
-            if allowed.contains(near) {
-                *sums.entry(near).or_insert(0.0) += score * options.spread.powi(1 + place as i32 / 2);
-            }
-        }
-    }
-    Ranking { name: "bm25_window", weight: options.window, rows: best(sums.into_iter().collect(), depth) }
-}
-
-fn best(mut rows: Vec<(u32, f32)>, depth: usize) -> Vec<(u32, f32)> {
-    if rows.len() > depth {
-        rows.select_nth_unstable_by(depth - 1, |a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        rows.truncate(depth);
-    }
-    sort_best(&mut rows);
-    rows
-}
-
 /// Keeps the rows whose text has every phrase. Rows of the text ranking come first; none is missed, because every row
 /// that has the phrase has its words.
 fn keep_phrases(
@@ -223,16 +227,17 @@ fn phrase_candidates(index: &RecallIndex, parsed: &ParsedQuery, allowed: &Bitmap
 }
 
 /// Maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998, eq. 1) over the first `4 * limit` rows.
-fn diversify(index: &RecallIndex, fused: &mut Vec<(u32, f32)>, query: &RecallQuery) {
-    if query.diversity <= 0.0 || fused.len() < 2 {
+fn diversify(index: &RecallIndex, ranked: &mut Vec<(u32, f32)>, query: &RecallQuery) {
+    if query.diversity <= 0.0 || ranked.len() < 2 {
         return;
     }
-    let pool_size = (4 * query.limit).min(fused.len());
-    let top = fused[0].1.max(f32::MIN_POSITIVE);
-    let mut pool: Vec<(u32, f32, f32)> = fused[..pool_size].iter().map(|(row, score)| (*row, *score, 0.0)).collect();
+    ranked.truncate(4 * query.limit);
+    let (top, bottom) = (ranked[0].1, ranked[ranked.len() - 1].1);
+    let relevance = |score: f32| (score - bottom) / (top - bottom).max(f32::MIN_POSITIVE);
+    let mut pool: Vec<(u32, f32, f32)> = ranked.iter().map(|(row, score)| (*row, *score, 0.0)).collect();
     let mut chosen = Vec::with_capacity(query.limit);
     while chosen.len() < query.limit && !pool.is_empty() {
-        let worth = |entry: &(u32, f32, f32)| (1.0 - query.diversity) * entry.1 / top - query.diversity * entry.2;
+        let worth = |entry: &(u32, f32, f32)| (1.0 - query.diversity) * relevance(entry.1) - query.diversity * entry.2;
         let at = (0..pool.len()).max_by(|a, b| worth(&pool[*a]).total_cmp(&worth(&pool[*b])).then(b.cmp(a)));
         let (row, score, _) = pool.remove(at.expect("the pool is not empty"));
         for entry in &mut pool {
@@ -240,7 +245,7 @@ fn diversify(index: &RecallIndex, fused: &mut Vec<(u32, f32)>, query: &RecallQue
         }
         chosen.push((row, score));
     }
-    *fused = chosen;
+    *ranked = chosen;
 }
 
 fn similarity(index: &RecallIndex, a: u32, b: u32) -> f32 {
@@ -255,47 +260,76 @@ fn features(
     index: &RecallIndex,
     parsed: &ParsedQuery,
     scores: &TextScores,
-    embedding: Option<&Embedding>,
-    fused: &[(u32, f32)],
+    candidates: &Candidates,
+    ranked: &[(u32, f32)],
+    dense: bool,
 ) -> Features {
-    let k1 = index.options.ranking.bm25.k1;
-    let reachable: f32 = parsed
-        .terms
-        .iter()
-        .zip(&scores.frequencies)
-        .map(|(term, frequency)| term.weight * index.text.idf(*frequency as usize) * (k1 + 1.0))
-        .sum();
-    let top = fused.iter().map(|(row, _)| scores.scores[*row as usize]).fold(0.0, f32::max);
-    let share = if reachable > 0.0 { top / reachable } else { 0.0 };
-    let cosine = embedding.map_or(0.0, |e| fused.iter().map(|(row, _)| index.own.cosine(e, *row)).fold(0.0, f32::max));
-    let found = scores.frequencies.iter().filter(|frequency| **frequency > 0).count();
-    let coverage = if parsed.terms.is_empty() { 0.0 } else { found as f32 / parsed.terms.len() as f32 };
-    Features { text_share: share, cosine, coverage, dense: embedding.is_some() }
+    let reachable = scores.rarities.iter().sum::<f32>() * (index.options.ranking.bm25.k1 + 1.0);
+    let first = ranked.iter().take(5).map(|(row, _)| scores.rows[*row as usize]);
+    let text = first.clone().map(|found| found.score).fold(0.0, f32::max);
+    let terms = first.fold(0, |terms, found| terms | found.terms);
+    let share = |part: f32, whole: f32| if whole > 0.0 { (part / whole).min(1.0) } else { 0.0 };
+    Features {
+        text_share: share(text, reachable),
+        coverage: share(scores.rarity(terms), scores.rarities.iter().sum()),
+        cosine: if dense { candidates.cosine_max } else { 0.0 },
+        words: parsed.terms.len(),
+        dense,
+    }
 }
 
+/// Which signals brought a row to its place: the features of each signal summed, with the row's place in its ranking.
 fn explanation(
     index: &RecallIndex,
+    options: &RankingOptions,
     parsed: &ParsedQuery,
-    rankings: &[Ranking],
-    k: f32,
+    candidates: &Candidates,
     row: u32,
+    dense: bool,
     fetch: &dyn Fn(MemoryId) -> Option<Memory>,
 ) -> HitExplanation {
-    let signals = rankings
-        .iter()
-        .filter_map(|ranking| {
-            let place = ranking.rows.iter().position(|(other, _)| *other == row)?;
-            Some(Signal {
-                name: ranking.name.into(),
-                rank: place as u32 + 1,
-                score: ranking.rows[place].1,
-                contribution: ranking.contribution(place, k),
+    let place = |name: &str| {
+        let ranking = candidates.rankings.iter().find(|ranking| ranking.name == name)?;
+        let at = ranking.rows.iter().position(|(other, _)| *other == row)?;
+        Some((at as u32 + 1, ranking.rows[at].1))
+    };
+    let features = candidates.rows.binary_search(&row).ok().map(|at| candidates.features[at]);
+    let mut signals: Vec<Signal> = match (&options.method, weights(options, dense), features) {
+        (_, Some(weights), Some(features)) => contributions(weights, &features)
+            .into_iter()
+            .map(|(name, (value, contribution))| {
+                let (rank, score) = place(name).unwrap_or((0, value));
+                Signal { name: name.into(), rank, score, contribution }
             })
-        })
-        .collect();
-    let matched_terms =
-        fetch(index.columns.id(row)).map_or_else(Vec::new, |memory| matched(parsed, &memory, &index.tokenizer));
+            .collect(),
+        (Method::Reciprocal { rankings, k }, ..) => rankings
+            .iter()
+            .filter_map(|name| Some((name, place(name)?)))
+            .map(|(name, (rank, score))| Signal {
+                name: (*name).into(),
+                rank,
+                score,
+                contribution: 1.0 / (k + rank as f32),
+            })
+            .collect(),
+        _ => Vec::new(),
+    };
+    signals.sort_by(|a, b| b.contribution.total_cmp(&a.contribution));
+    let memory = fetch(index.columns.id(row));
+    let matched_terms = memory.map_or_else(Vec::new, |memory| matched(parsed, &memory, &index.tokenizer));
     HitExplanation { signals, matched_terms }
+}
+
+/// Per signal: its first feature, and what all of its features add to the score. Signals that add nothing are left out.
+fn contributions(weights: &Weights, features: &FeatureRow) -> BTreeMap<&'static str, (f32, f32)> {
+    let mut signals = BTreeMap::new();
+    for (at, name) in FEATURE_NAMES.iter().enumerate() {
+        let signal = name.split('.').next().unwrap_or(name);
+        let entry = signals.entry(signal).or_insert((features[at], 0.0));
+        entry.1 += weights[at] * features[at];
+    }
+    signals.retain(|_, (_, added)| *added != 0.0);
+    signals
 }
 
 fn matched(parsed: &ParsedQuery, memory: &Memory, tokenizer: &Tokenizer) -> Vec<String> {

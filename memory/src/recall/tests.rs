@@ -245,3 +245,72 @@ fn context_text_puts_date_and_neighbours_around_the_memory() {
         ["Anna: We got a puppy", "2023-11-14\nBen: Any news?\nAnna: We got a puppy\nBen: Congratulations!",]
     );
 }
+
+#[test]
+fn compaction_changes_numbers_and_nothing_else() {
+    let mut world = World::new();
+    let mut ids = Vec::new();
+    for number in 0..40_u64 {
+        let id = world.put(&format!("turn {number} about the topic{} and tea", number % 5), |memory| {
+            memory.thread = Some("chat".into());
+            memory.position = Some(number);
+        });
+        let vector = Embedding::normalized(vec![1.0, number as f32 / 40.0, 0.3]).unwrap();
+        world.index.set_embeddings(id, &[vector.clone(), vector]);
+        ids.push(id);
+    }
+    for id in ids.iter().step_by(3) {
+        world.index.remove(*id);
+    }
+    let vector = Embedding::normalized(vec![1.0, 0.5, 0.3]).unwrap();
+    let asked = query("topic1");
+    let order = |world: &World| -> Vec<MemoryId> {
+        world.ask(&asked, Some(&vector)).unwrap().hits.into_iter().map(|hit| hit.id).collect()
+    };
+    let dense = |world: &World| {
+        let query = world.index.own.query(&vector).unwrap();
+        let top = world.index.own.top(&query, 5, world.index.columns.live(), 1);
+        top.into_iter().map(|scored| world.index.id_of_row(scored.row)).collect::<Vec<_>>()
+    };
+    let before = (dense(&world), world.index.neighbours(ids[4]), world.index.len());
+    let found: std::collections::HashSet<MemoryId> = order(&world).into_iter().collect();
+    world.index.compact();
+    assert_eq!((dense(&world), world.index.neighbours(ids[4]), world.index.len()), before);
+    assert_eq!(order(&world).into_iter().collect::<std::collections::HashSet<_>>(), found);
+    assert_eq!(world.index.columns.len(), world.index.len());
+    assert!(world.index.remove(ids[4]) && !world.index.remove(ids[0]));
+}
+
+#[test]
+fn named_speakers_are_addressed_in_the_text_to_embed() {
+    let mut world = World::new();
+    world.put("hello", |memory| memory.speaker = Some("Anna Smith".into()));
+    world.put("hello", |memory| memory.speaker = Some("Will".into()));
+    world.put("hello", |memory| {
+        memory.speaker = Some("Miami".into());
+        memory.namespace = "other".parse().unwrap();
+    });
+    let text = |question: &str| world.index.embedding_text(&query(question));
+    assert_eq!(text("What are Anna's hobbies?"), "What are your hobbies?");
+    assert_eq!(text("Does Anna Smith ski?"), "Does you ski?");
+    assert_eq!(text("Where does anna work?"), "Where does you work?");
+    assert_eq!(text("How will it end in Miami?"), "How will it end in Miami?");
+}
+
+#[test]
+fn what_a_named_speaker_said_comes_before_what_others_said() {
+    let mut world = World::new();
+    world.put("I love hiking in the hills", |memory| memory.speaker = Some("Ben".into()));
+    let hers = world.put("I love hiking in the hills", |memory| memory.speaker = Some("Anna".into()));
+    assert_eq!(world.ids(&query("Does Anna love hiking?"))[0], hers);
+}
+
+#[test]
+fn what_was_said_on_a_named_day_comes_first() {
+    let mut world = World::new();
+    let on = |date: &str| -> Timestamp { date.parse().unwrap() };
+    world.put("we played basketball in the park", |memory| memory.valid_from = on("2024-03-01T10:00:00Z"));
+    let fifth = world.put("we played basketball in the park", |memory| memory.valid_from = on("2024-01-05T10:00:00Z"));
+    world.put("we played basketball in the park", |memory| memory.valid_from = on("2023-11-05T10:00:00Z"));
+    assert_eq!(world.ids(&query("where was basketball played on 5 January 2024?"))[0], fifth);
+}

@@ -1,0 +1,338 @@
+//! The stages of the ranking, each as a row of figures.
+
+use mneme_base::{Embedding, MemoryId};
+use mneme_memory::recall::features::{FEATURE_NAMES, FEATURES};
+use mneme_memory::recall::weights::{TEXT_ONLY, WITH_DENSE};
+use mneme_memory::recall::{Method, RankingOptions, RerankScores, fuse_reranked};
+use mneme_memory::{IndexOptions, RecallIndex, RecallQuery, context_texts};
+use serde::Serialize;
+
+use crate::chats::{Chat, Question};
+use crate::learn::{List, dot, listwise};
+use crate::metrics::{Outcome, interval, mean};
+
+/// The L2 penalty of the ranking's weights, the same for every fold.
+pub(crate) const PENALTY: f64 = 2e-3;
+/// A ranking is followed to here.
+const DEPTH: usize = 100;
+/// Hits that a generator scores again.
+const RERANKED: usize = 30;
+
+/// A chat with its index and the vectors of its questions.
+#[derive(Debug)]
+pub(crate) struct Indexed {
+    /// The chat.
+    pub chat: Chat,
+    /// Its turns, indexed.
+    pub index: RecallIndex,
+    /// Per question: the vector of the question as asked, and with its speakers addressed.
+    pub questions: Vec<(Embedding, Embedding)>,
+}
+
+impl Indexed {
+    fn query(&self, question: &Question, limit: usize) -> RecallQuery {
+        let namespace = self.chat.memories[0].namespace.clone();
+        let mut query = RecallQuery::new(namespace, &question.text, limit);
+        query.reference_time = Some(self.chat.end);
+        query
+    }
+
+    /// Turn numbers, best first.
+    fn rank(&self, number: usize, embedding: Option<&Embedding>, limit: usize) -> Vec<usize> {
+        let query = self.query(&self.chat.questions[number], limit);
+        let found =
+            self.index.recall(&query, embedding, self.chat.end, &|_| None).expect("the question is in its bounds");
+        found.hits.iter().map(|hit| place(hit.id)).collect()
+    }
+}
+
+/// The turn number that an id was made from.
+fn place(id: MemoryId) -> usize {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&id.as_bytes()[8..]);
+    u64::from_be_bytes(bytes) as usize
+}
+
+/// All chats.
+#[derive(Debug)]
+pub(crate) struct Corpus {
+    /// The chats.
+    pub chats: Vec<Indexed>,
+    /// Whether there are vectors.
+    pub dense: bool,
+}
+
+/// What a generator scores for one question.
+#[derive(Debug, Serialize)]
+pub(crate) struct Passages {
+    question: String,
+    own: Vec<String>,
+    context: Vec<String>,
+}
+
+impl Corpus {
+    /// Indexes the chats, each in an index of its own.
+    pub(crate) fn new(chats: Vec<Chat>) -> Self {
+        let index = |chat: Chat| {
+            let mut index = RecallIndex::new(IndexOptions::default());
+            chat.memories.iter().for_each(|memory| index.upsert(memory));
+            Indexed { chat, index, questions: Vec::new() }
+        };
+        Self { chats: chats.into_iter().map(index).collect(), dense: false }
+    }
+
+    /// Every text to embed: per chat the two texts of each turn, then the two texts of each question.
+    pub(crate) fn texts(&self) -> Vec<String> {
+        let mut texts = Vec::new();
+        for indexed in &self.chats {
+            for memory in &indexed.chat.memories {
+                let near: Vec<_> = indexed.index.neighbours(memory.id).into_iter().map(place).collect();
+                let near: Vec<_> = near.into_iter().map(|at| indexed.chat.memories[at].clone()).collect();
+                texts.extend(context_texts(memory, &near));
+            }
+            for question in &indexed.chat.questions {
+                texts.push(question.text.clone());
+                texts.push(indexed.index.embedding_text(&indexed.query(question, 10)));
+            }
+        }
+        texts
+    }
+
+    /// Takes the vectors of [`Self::texts`].
+    pub(crate) fn set_embeddings(&mut self, embeddings: Vec<Embedding>) -> Result<(), String> {
+        let expected: usize = self.chats.iter().map(|c| 2 * (c.chat.memories.len() + c.chat.questions.len())).sum();
+        if embeddings.len() != expected {
+            return Err(format!("embeddings file has {} rows, the chats have {expected} texts", embeddings.len()));
+        }
+        let mut rows = embeddings.into_iter();
+        let mut pair = || Some([rows.next()?, rows.next()?]);
+        for indexed in &mut self.chats {
+            for memory in &indexed.chat.memories {
+                indexed.index.set_embeddings(memory.id, &pair().expect("the rows were counted"));
+            }
+            for _ in 0..indexed.chat.questions.len() {
+                let [asked, addressed] = pair().expect("the rows were counted");
+                indexed.questions.push((asked, addressed));
+            }
+        }
+        self.dense = true;
+        Ok(())
+    }
+
+    /// The first hits of each question with the texts that a generator reads.
+    pub(crate) fn passages(&self, ranked: &[Vec<usize>]) -> Vec<Passages> {
+        let mut ranked = ranked.iter();
+        let mut all = Vec::new();
+        for indexed in &self.chats {
+            for question in &indexed.chat.questions {
+                let hits: Vec<usize> =
+                    ranked.next().map(|r| r.iter().take(RERANKED).copied().collect()).unwrap_or_default();
+                let said = |at: usize| {
+                    let memory = &indexed.chat.memories[at];
+                    format!("{}: {}", memory.speaker.as_deref().unwrap_or_default(), memory.text)
+                };
+                let with_context = |at: usize| {
+                    let day = indexed.chat.memories[at].valid_from.date();
+                    let before = at.checked_sub(1).filter(|b| indexed.chat.sessions[*b] == indexed.chat.sessions[at]);
+                    before
+                        .map_or_else(|| format!("{day}\n{}", said(at)), |b| format!("{day}\n{}\n{}", said(b), said(at)))
+                };
+                all.push(Passages {
+                    question: question.text.clone(),
+                    own: hits.iter().map(|at| said(*at)).collect(),
+                    context: hits.iter().map(|at| with_context(*at)).collect(),
+                });
+            }
+        }
+        all
+    }
+
+    /// Ranks every question of every chat.
+    fn rank_all(&self, rank: impl Fn(&Indexed, usize) -> Vec<usize>) -> Vec<Vec<usize>> {
+        let questions =
+            |indexed: &Indexed| (0..indexed.chat.questions.len()).map(|n| rank(indexed, n)).collect::<Vec<_>>();
+        self.chats.iter().flat_map(questions).collect()
+    }
+
+    fn outcomes(&self, ranked: &[Vec<usize>]) -> Vec<Outcome> {
+        let questions = self.chats.iter().flat_map(|c| c.chat.questions.iter().map(move |q| (q, &c.chat.sessions)));
+        questions
+            .zip(ranked)
+            .map(|((question, sessions), ranking)| Outcome::of(ranking, &question.gold, sessions))
+            .collect()
+    }
+}
+
+/// A row of the table: a name and the ranking of every question.
+struct Stage {
+    name: String,
+    outcomes: Vec<Outcome>,
+}
+
+/// Prints the table; gives the ranking of the last stage before reranking.
+pub(crate) fn report(corpus: &Corpus, reranked: Option<&[Vec<(f32, f32)>]>, fit: bool) -> Vec<Vec<usize>> {
+    let mut stages = Vec::new();
+    let mut add = |name: &str, ranked: &[Vec<usize>]| {
+        stages.push(Stage { name: name.into(), outcomes: corpus.outcomes(ranked) });
+    };
+    let plain = |rankings: &[&'static str], pick: fn(&(Embedding, Embedding)) -> &Embedding| {
+        let options = IndexOptions {
+            ranking: RankingOptions {
+                method: Method::Reciprocal { rankings: rankings.to_vec(), k: 20.0 },
+                ..RankingOptions::default()
+            },
+            ..IndexOptions::default()
+        };
+        corpus.rank_all(|indexed, number| {
+            let embedding = indexed.questions.get(number).map(pick);
+            let query = indexed.query(&indexed.chat.questions[number], DEPTH);
+            let found = indexed.index.recall_with(&options.ranking, &query, embedding, indexed.chat.end, &|_| None);
+            found.expect("the question is in its bounds").hits.iter().map(|hit| place(hit.id)).collect()
+        })
+    };
+    add("BM25", &plain(&["bm25"], |pair| &pair.0));
+    if corpus.dense {
+        add("dense, question as asked", &plain(&["dense"], |pair| &pair.0));
+        add("dense, speakers addressed", &plain(&["dense"], |pair| &pair.1));
+        add("RRF(BM25, dense as asked)", &plain(&["bm25", "dense"], |pair| &pair.0));
+        add("RRF(BM25, dense addressed)", &plain(&["bm25", "dense"], |pair| &pair.1));
+        add("RRF + context views", &plain(&["bm25", "bm25_window", "dense", "dense_context"], |pair| &pair.1));
+    }
+    let lists = lists(corpus, corpus.dense);
+    let steps: [(&str, &[&str]); 5] = [
+        ("learned: BM25 + vectors", &["bm25.", "dense.cosine", "dense_context.", "shape.length"]),
+        ("  + neighbours", &["bm25_window.", "dense.answer", "dense.near"]),
+        ("  + time and speaker", &["time.", "speaker."]),
+        ("  + two-stage (thread)", &["thread."]),
+        ("  + what is asked for", &["shape."]),
+    ];
+    let mut prefixes: Vec<&str> = Vec::new();
+    let mut ranked = Vec::new();
+    for (name, more) in steps {
+        prefixes.extend(more);
+        let used = FEATURE_NAMES.map(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)));
+        ranked = cross_validated(&lists, &used);
+        add(name, &ranked);
+    }
+    if corpus.dense {
+        let text_lists = self::lists(corpus, false);
+        let used = text_features();
+        add("text only (engine away)", &cross_validated(&text_lists, &used));
+    }
+    let shipped = corpus.rank_all(|c, n| c.rank(n, c.questions.get(n).map(|pair| &pair.1), DEPTH));
+    add("shipped weights (fit on all)", &shipped);
+    if let Some(scores) = reranked {
+        let order = |(ranking, scores): (&Vec<usize>, &Vec<(f32, f32)>)| rerank(ranking, scores);
+        add("cross-validated + rerank", &ranked.iter().zip(scores).map(order).collect::<Vec<_>>());
+    }
+    print(&stages, corpus);
+    if fit {
+        let all: Vec<&List> = lists.iter().map(|l| &l.list).collect();
+        print_weights("WITH_DENSE", &listwise(&all, &[true; FEATURES], PENALTY));
+        let text = self::lists(corpus, false);
+        let all: Vec<&List> = text.iter().map(|l| &l.list).collect();
+        print_weights("TEXT_ONLY", &listwise(&all, &text_features(), PENALTY));
+        println!("shipped differs: {}", WITH_DENSE.iter().chain(&TEXT_ONLY).all(|weight| *weight == 0.0));
+    }
+    ranked
+}
+
+fn text_features() -> [bool; FEATURES] {
+    FEATURE_NAMES.map(|name| !name.starts_with("dense") && name != "speaker.dense")
+}
+
+/// One question's candidates for learning.
+struct Candidates {
+    chat: usize,
+    places: Vec<usize>,
+    list: List,
+}
+
+fn lists(corpus: &Corpus, dense: bool) -> Vec<Candidates> {
+    let mut lists = Vec::new();
+    for (chat, indexed) in corpus.chats.iter().enumerate() {
+        for (number, question) in indexed.chat.questions.iter().enumerate() {
+            let embedding = indexed.questions.get(number).map(|pair| &pair.1).filter(|_| dense);
+            let query = indexed.query(question, 10);
+            let found =
+                indexed.index.candidates(&query, embedding, indexed.chat.end).expect("the question is in its bounds");
+            let places: Vec<usize> = found.rows.iter().map(|row| place(indexed.index.id_of_row(*row))).collect();
+            let gold = (0..places.len()).filter(|at| question.gold.contains(&places[*at])).collect();
+            let features = found.features.iter().map(|row| row.iter().map(|x| f64::from(*x)).collect()).collect();
+            lists.push(Candidates { chat, places, list: List { features, gold } });
+        }
+    }
+    lists
+}
+
+/// Ranks each chat by weights learnt from the others.
+fn cross_validated(lists: &[Candidates], used: &[bool; FEATURES]) -> Vec<Vec<usize>> {
+    let chats = lists.iter().map(|list| list.chat).max().map_or(0, |last| last + 1);
+    let weights: Vec<Vec<f64>> = (0..chats)
+        .map(|held_out| {
+            let rest: Vec<&List> = lists.iter().filter(|list| list.chat != held_out).map(|list| &list.list).collect();
+            listwise(&rest, used, PENALTY)
+        })
+        .collect();
+    lists
+        .iter()
+        .map(|candidates| {
+            let mut scored: Vec<(f64, usize)> = candidates
+                .list
+                .features
+                .iter()
+                .zip(&candidates.places)
+                .map(|(row, place)| (dot(&weights[candidates.chat], row), *place))
+                .collect();
+            scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            scored.into_iter().take(DEPTH).map(|(_, place)| place).collect()
+        })
+        .collect()
+}
+
+fn rerank(ranking: &[usize], scores: &[(f32, f32)]) -> Vec<usize> {
+    let scores: Vec<RerankScores> =
+        scores.iter().map(|(own, context)| RerankScores { own: *own, context: *context }).collect();
+    let order = fuse_reranked(ranking.len(), &scores);
+    order.into_iter().map(|(at, _)| ranking[at]).collect()
+}
+
+fn print(stages: &[Stage], corpus: &Corpus) {
+    let questions: usize = corpus.chats.iter().map(|c| c.chat.questions.len()).sum();
+    let turns: usize = corpus.chats.iter().map(|c| c.chat.memories.len()).sum();
+    println!(
+        "{} chats, {turns} turns, {questions} questions with evidence; 95% bootstrap intervals",
+        corpus.chats.len()
+    );
+    println!(
+        "\n| stage | turn recall@10 | gain over the row before | all@10 | MRR | session recall@10 | all@10 | MRR |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+    let mut before: Option<&Stage> = None;
+    for stage in stages {
+        let sample = |pick: fn(&Outcome) -> f64| stage.outcomes.iter().map(pick).collect::<Vec<f64>>();
+        let recall = sample(|o| o.recall);
+        let (low, high) = interval(&recall);
+        let gain = before.map_or(String::new(), |before| {
+            let paired: Vec<f64> = recall.iter().zip(&before.outcomes).map(|(now, then)| now - then.recall).collect();
+            let (low, high) = interval(&paired);
+            format!("{:+.3} [{low:+.3}, {high:+.3}]", mean(&paired))
+        });
+        println!(
+            "| {} | {:.3} [{low:.3}, {high:.3}] | {gain} | {:.3} | {:.3} | {:.3} | {:.3} | {:.3} |",
+            stage.name,
+            mean(&recall),
+            mean(&sample(|o| o.all)),
+            mean(&sample(|o| o.reciprocal)),
+            mean(&sample(|o| o.session_recall)),
+            mean(&sample(|o| o.session_all)),
+            mean(&sample(|o| o.session_reciprocal)),
+        );
+        before = Some(stage);
+    }
+}
+
+fn print_weights(name: &str, weights: &[f64]) {
+    let rows: Vec<String> = weights.iter().map(|weight| format!("{weight:.3}")).collect();
+    println!("\npub const {name}: Weights = [\n    {},\n];", rows.join(", "));
+}

@@ -1,0 +1,153 @@
+//! Power cuts: a loop-mounted ext4 is shut down under the writer, so that what was not flushed is gone.
+//!
+//! The recipe of the file system's own tests: `ioctl(EXT4_IOC_SHUTDOWN, NOLOGFLUSH)` drops everything that is not on the
+//! device. A neighbour that writes and syncs all the time makes the journal commit metadata of half-written files, as other
+//! programs do in real life; without it many faults stay hidden.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use mneme_memory::state::EngineKind;
+
+use crate::report::Report;
+use crate::verify::Model;
+use crate::writer::Writer;
+
+/// The size of the file system.
+const IMAGE_BYTES: u64 = 512 << 20;
+/// The neighbour's pause between syncs (ms).
+const NEIGHBOUR_PAUSE_MS: u64 = 4;
+/// A writer lives at most this long before the cut (ms).
+const LIFE_MS_MAX: u64 = 500;
+/// Shuts the file system at `sys.argv[1]` down without flushing its log. A script because a system call by number is unsafe in
+/// Rust, and unsafe code is confined elsewhere.
+const SHUTDOWN: &str = "import fcntl, os, struct, sys; fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587d, struct.pack('I', 2))";
+
+/// Why power cuts cannot be made here, if they cannot.
+pub(crate) fn unavailable() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("power cuts need root for a loop mount".into());
+    }
+    for tool in ["mkfs.ext4", "mount", "umount", "python3"] {
+        let found = Command::new("sh").args(["-c", &format!("command -v {tool}")]).output();
+        if !found.is_ok_and(|output| output.status.success()) {
+            return Some(format!("power cuts need {tool}"));
+        }
+    }
+    None
+}
+
+fn call(program: &str, arguments: &[&str]) -> std::io::Result<()> {
+    let output = Command::new(program).args(arguments).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(std::io::Error::other(format!("{program} {} failed: {text}", arguments.join(" "))))
+}
+
+/// A file system in a file, unmounted when dropped.
+struct Disk {
+    image: PathBuf,
+    place: PathBuf,
+}
+
+impl Disk {
+    fn create(folder: &Path) -> std::io::Result<Self> {
+        let disk = Self { image: folder.join("image"), place: folder.join("mount") };
+        fs_err::create_dir_all(&disk.place)?;
+        fs_err::File::create(&disk.image)?.set_len(IMAGE_BYTES)?;
+        call("mkfs.ext4", &["-qF", &disk.image.to_string_lossy()])?;
+        disk.mount()?;
+        Ok(disk)
+    }
+
+    fn mount(&self) -> std::io::Result<()> {
+        call("mount", &["-o", "loop", &self.image.to_string_lossy(), &self.place.to_string_lossy()])
+    }
+
+    fn cut_power(&self) -> std::io::Result<()> {
+        call("python3", &["-c", SHUTDOWN, &self.place.to_string_lossy()])
+    }
+
+    fn unmount(&self) -> std::io::Result<()> {
+        // A process that was just killed may hold a file for a moment.
+        let begin = Instant::now();
+        loop {
+            match call("umount", &[&self.place.to_string_lossy()]) {
+                Err(_) if begin.elapsed() < Duration::from_secs(5) => std::thread::sleep(Duration::from_millis(10)),
+                result => return result,
+            }
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if let Err(error) = self.unmount() {
+            tracing::warn!(%error, "torture left a file system mounted");
+        }
+    }
+}
+
+/// Writes and syncs a file beside the store until it is told to stop or the file system is gone.
+fn neighbour(place: &Path, stop: &AtomicBool) {
+    let Ok(mut file) = fs_err::File::create(place.join("neighbour")) else { return };
+    let mut rounds = 0_u64;
+    while !stop.load(Ordering::SeqCst) {
+        rounds += 1;
+        if rounds.is_multiple_of(2_000) && file.set_len(0).is_err() {
+            return;
+        }
+        if file.write_all(&[0x55; 300]).and_then(|()| file.sync_all()).is_err() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(NEIGHBOUR_PAUSE_MS));
+    }
+}
+
+/// Cuts the power `cuts` times under writers of one store and verifies the store after each.
+pub(crate) fn run(folder: &Path, engine: EngineKind, cuts: u64, seed: u64) -> std::io::Result<Report> {
+    let mut report = Report::new(format!("power cut, {engine}"));
+    let mut model = Model::new(engine, seed);
+    let mut random = seed;
+    let disk = Disk::create(folder)?;
+    let store = disk.place.join("store");
+    while report.crashes < cuts {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (place, stopped) = (disk.place.clone(), Arc::clone(&stop));
+        let beside = std::thread::spawn(move || neighbour(&place, &stopped));
+        let writer = Writer::start(&store, engine, seed, model.next..u64::MAX, &[])?;
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let during_open = (random >> 40) % 6 == 0;
+        while !during_open && !writer.has_spoken() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_micros((random >> 33) % (LIFE_MS_MAX * 1_000)));
+        writer.freeze();
+        let cut = disk.cut_power();
+        let before = model.next;
+        let ended = writer.kill();
+        stop.store(true, Ordering::SeqCst);
+        let _ = beside.join();
+        cut?;
+        disk.unmount()?;
+        disk.mount()?;
+        report.crashes += 1;
+        if let Some(fault) = ended.fault {
+            report.unopenable += 1;
+            report.note(format!("cut {}: {fault}", report.crashes));
+            break;
+        }
+        report.add(model.verify(&store, engine, ended.acked));
+        report.steps += model.next - before;
+        if !report.is_clean() {
+            break;
+        }
+    }
+    Ok(report)
+}

@@ -1,0 +1,95 @@
+/* Makes the Nth write or sync of files below a folder fail. Loaded with LD_PRELOAD into the writer only.
+ *
+ * MNEME_FAULT_PATH    count only files whose path starts with this
+ * MNEME_FAULT_AT      which call fails, from 1; 0 counts only
+ * MNEME_FAULT_ERRNO   with which error
+ * MNEME_FAULT_STICKY  1: every later call fails too
+ * MNEME_FAULT_COUNT   a file that receives the number of calls at exit
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+static atomic_long calls;
+static long fault_at, fault_errno, fault_sticky;
+static const char *fault_path;
+static size_t fault_path_bytes;
+
+__attribute__((constructor)) static void start(void) {
+    const char *text;
+    fault_path = getenv("MNEME_FAULT_PATH");
+    fault_path_bytes = fault_path ? strlen(fault_path) : 0;
+    fault_at = (text = getenv("MNEME_FAULT_AT")) ? atol(text) : 0;
+    fault_errno = (text = getenv("MNEME_FAULT_ERRNO")) ? atol(text) : EIO;
+    fault_sticky = (text = getenv("MNEME_FAULT_STICKY")) ? atol(text) : 0;
+}
+
+__attribute__((destructor)) static void finish(void) {
+    const char *path = getenv("MNEME_FAULT_COUNT");
+    FILE *file = path ? fopen(path, "w") : NULL;
+    if (file) {
+        fprintf(file, "%ld\n", atomic_load(&calls));
+        fclose(file);
+    }
+}
+
+/* Whether this call is to fail. */
+static int fails(int fd) {
+    char link[64], path[4096];
+    ssize_t length;
+    long number;
+    if (!fault_path) return 0;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    length = readlink(link, path, sizeof path - 1);
+    if (length < (ssize_t)fault_path_bytes || strncmp(path, fault_path, fault_path_bytes) != 0) return 0;
+    number = atomic_fetch_add(&calls, 1) + 1;
+    if (fault_at && (number == fault_at || (fault_sticky && number > fault_at))) {
+        errno = (int)fault_errno;
+        return 1;
+    }
+    return 0;
+}
+
+#define REAL(name, type) \
+    static type real; \
+    if (!real) real = (type)dlsym(RTLD_NEXT, #name)
+
+ssize_t write(int fd, const void *bytes, size_t count) {
+    REAL(write, ssize_t (*)(int, const void *, size_t));
+    return fails(fd) ? -1 : real(fd, bytes, count);
+}
+ssize_t writev(int fd, const struct iovec *parts, int count) {
+    REAL(writev, ssize_t (*)(int, const struct iovec *, int));
+    return fails(fd) ? -1 : real(fd, parts, count);
+}
+ssize_t pwrite(int fd, const void *bytes, size_t count, off_t at) {
+    REAL(pwrite, ssize_t (*)(int, const void *, size_t, off_t));
+    return fails(fd) ? -1 : real(fd, bytes, count, at);
+}
+ssize_t pwrite64(int fd, const void *bytes, size_t count, off64_t at) {
+    REAL(pwrite64, ssize_t (*)(int, const void *, size_t, off64_t));
+    return fails(fd) ? -1 : real(fd, bytes, count, at);
+}
+int fsync(int fd) {
+    REAL(fsync, int (*)(int));
+    return fails(fd) ? -1 : real(fd);
+}
+int fdatasync(int fd) {
+    REAL(fdatasync, int (*)(int));
+    return fails(fd) ? -1 : real(fd);
+}
+int ftruncate(int fd, off_t length) {
+    REAL(ftruncate, int (*)(int, off_t));
+    return fails(fd) ? -1 : real(fd, length);
+}
+int ftruncate64(int fd, off64_t length) {
+    REAL(ftruncate64, int (*)(int, off64_t));
+    return fails(fd) ? -1 : real(fd, length);
+}
