@@ -87,7 +87,8 @@ impl From<ResidualTable> for Vec<f32> {
 
 /// Collects residuals of calibration text. Mask true tokens of text that is known to need no adaptation, ask the model, and add
 /// `1 - p(true token)` with the mask rate; or, for the surprise of a sampler's own choices, add what its traces say.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "StoredBuilder", into = "StoredBuilder")]
 pub struct ResidualTableBuilder {
     sums: Vec<f64>,
     counts: Vec<u64>,
@@ -129,6 +130,36 @@ impl ResidualTableBuilder {
             (self.sums.iter().sum::<f64>() / self.counts.iter().sum::<u64>() as f64) as f32
         };
         ResidualTable::new((0..bins).map(|bin| mean_around(bin).clamp(EXPECTED_MIN, 1.0)).collect())
+    }
+}
+
+/// The stored form of a builder, before it is checked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredBuilder {
+    sums: Vec<f64>,
+    counts: Vec<u64>,
+}
+
+impl From<ResidualTableBuilder> for StoredBuilder {
+    fn from(builder: ResidualTableBuilder) -> Self {
+        Self { sums: builder.sums, counts: builder.counts }
+    }
+}
+
+impl TryFrom<StoredBuilder> for ResidualTableBuilder {
+    type Error = ResidualTableError;
+
+    fn try_from(stored: StoredBuilder) -> Result<Self, Self::Error> {
+        let StoredBuilder { sums, counts } = stored;
+        if sums.is_empty() || sums.len() != counts.len() || sums.len() > RATE_BINS_MAX {
+            return Err(ResidualTableError::Bins { bins: sums.len() });
+        }
+        // Each residual was in [0, 1].
+        match sums.iter().zip(&counts).position(|(&sum, &count)| !(0.0..=count as f64 + 1e-6).contains(&sum)) {
+            Some(bin) => Err(ResidualTableError::Value { bin }),
+            None => Ok(Self { sums, counts }),
+        }
     }
 }
 
