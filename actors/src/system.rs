@@ -1,7 +1,7 @@
 //! The wiring: which actors there are, what each is given, in which order they start and stop.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mneme_base::Clock;
@@ -68,7 +68,7 @@ pub struct System {
     /// Says why the daemon has to end, once it has.
     pub fatal: Fatal,
     supervisor: ActorRef<Message>,
-    ended: JoinHandle<()>,
+    ended: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// The actors could not be started.
@@ -130,7 +130,17 @@ impl System {
         let arguments = Arguments { children, fatal: fatal_sender };
         let (supervisor, ended) =
             Supervisor::spawn(None, Supervisor, arguments).await.map_err(|error| StartError(error.to_string()))?;
-        Ok(Self { memory, generator, uncertainty, evolution, watcher, housekeeper, fatal, supervisor, ended })
+        Ok(Self {
+            memory,
+            generator,
+            uncertainty,
+            evolution,
+            watcher,
+            housekeeper,
+            fatal,
+            supervisor,
+            ended: Mutex::new(Some(ended)),
+        })
     }
 
     /// How every actor is.
@@ -146,7 +156,8 @@ impl System {
     }
 
     /// Stops all actors, leaves first, memory last: what was acknowledged is on disk when this returns.
-    pub async fn stop(self) {
+    /// A second call finds nothing to stop.
+    pub async fn stop(&self) {
         let _ = self.supervisor.send_message(Message::Quiesce);
         stop(&self.watcher.slot).await;
         stop(&self.housekeeper.slot).await;
@@ -155,7 +166,10 @@ impl System {
         stop(&self.evolution.slot).await;
         stop(&self.memory.slot).await;
         self.supervisor.stop(None);
-        let _ = tokio::time::timeout(STOP_TIMEOUT, self.ended).await;
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(ended) = ended {
+            let _ = tokio::time::timeout(STOP_TIMEOUT, ended).await;
+        }
     }
 }
 

@@ -1,0 +1,266 @@
+//! Start and stop: lock, store, engine, actors, socket, in this order; and back in the reverse one.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use mneme_actors::housekeeper::Intervals;
+use mneme_actors::{System, SystemOptions, WatcherOptions};
+use mneme_base::{BootId, Clock, SystemClock};
+use mneme_config::{Config, StateEngine};
+use mneme_evolution::policy::Policy;
+use mneme_ipc::{ErrorBody, ErrorKind};
+use mneme_memory::gate::Quotas;
+use mneme_memory::state::EngineKind;
+use mneme_memory::{DurableOptions, DurableStore, IndexOptions, MemoryStore, StoreError};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+
+use crate::connection;
+use crate::listen::{self, ListenError};
+use crate::lock::{FolderLock, LockError};
+use crate::service::{Service, ServiceParts};
+
+/// Nats in a bit: the loop counts in nats, people in bits.
+const NATS_PER_BIT: f64 = std::f64::consts::LN_2;
+
+/// The daemon could not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BootError {
+    /// A folder cannot be made.
+    #[error("folder {} cannot be made", folder.display())]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The state folder is taken.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The store cannot be opened.
+    #[error("memory store cannot be opened")]
+    Store(#[from] StoreError),
+    /// The socket cannot be opened.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The actors could not be started.
+    #[error(transparent)]
+    Actors(#[from] mneme_actors::system::StartError),
+}
+
+impl BootError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Folder { .. } => Some("check the folder's owner and permissions, or set paths.state_dir"),
+            Self::Lock(LockError::Held { .. }) => Some("'mneme status' talks to the one that runs"),
+            Self::Listen(ListenError::PathTooLong { .. }) => Some("set paths.runtime_dir to a shorter folder"),
+            Self::Listen(ListenError::Live { .. }) => Some("give this daemon another paths.runtime_dir"),
+            Self::Store(StoreError::FormatTooNew { .. }) => {
+                Some("install the newer version again, or restore a backup")
+            }
+            Self::Store(StoreError::Corrupt { .. }) => {
+                Some("restore a backup; the damaged files were left as they are")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A running daemon.
+#[derive(Debug)]
+pub struct Daemon {
+    /// Its socket.
+    pub socket: PathBuf,
+    /// What serves its connections.
+    pub service: Arc<Service>,
+    accept: JoinHandle<()>,
+    config: watch::Sender<Arc<Config>>,
+    // Released last: until then nobody else may touch the folder.
+    _lock: FolderLock,
+}
+
+/// Starts a daemon. When it returns, clients are served.
+pub async fn boot(config: Arc<Config>) -> Result<Daemon, BootError> {
+    let boot = BootId::generate(SystemClock.now());
+    let state_dir = config.paths.state_dir.clone();
+    let folder = |source| BootError::Folder { folder: state_dir.clone(), source };
+    listen::make_private(&state_dir).map_err(folder)?;
+    let lock = FolderLock::take(&state_dir, boot)?;
+    let socket = listen::open(&config.paths.socket())?;
+    let store = open_store(Arc::clone(&config)).await?;
+    let engine = crate::engine::choose(&config);
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let options = system_options(&config, store, &engine, Arc::clone(&clock));
+    let system = System::start(options).await?;
+    let (config_sender, config_receiver) = watch::channel(Arc::clone(&config));
+    let service = Arc::new(Service::new(ServiceParts { system, boot, clock, engine, config: config_receiver }));
+    let path = socket.path.clone();
+    let accept = tokio::spawn(accept(Arc::clone(&service), socket));
+    tracing::info!(%boot, socket = %path.display(), "ready");
+    Ok(Daemon { socket: path, service, accept, config: config_sender, _lock: lock })
+}
+
+async fn open_store(config: Arc<Config>) -> Result<Arc<dyn MemoryStore>, StoreError> {
+    let opened =
+        tokio::task::spawn_blocking(move || open_store_at(&config, &config.paths.state_dir.join("memory"))).await;
+    opened.unwrap_or_else(|_| Err(StoreError::Closed { reason: String::from("opening it panicked") }))
+}
+
+fn open_store_at(config: &Config, folder: &Path) -> Result<Arc<dyn MemoryStore>, StoreError> {
+    let settings = &config.memory;
+    let quota = Some(settings.source_quota_per_hour).filter(|quota| *quota > 0).map(u64::from);
+    let options = DurableOptions {
+        engine: match settings.engine {
+            StateEngine::Sled => EngineKind::Sled,
+            StateEngine::Redb | StateEngine::Memory => EngineKind::Redb,
+        },
+        index: IndexOptions {
+            scan_threads: match settings.index_threads {
+                0 => std::thread::available_parallelism().map_or(1, |count| count.get().div_ceil(2)),
+                count => count as usize,
+            },
+            ..IndexOptions::default()
+        },
+        // The user's own hand knows no quota; what is told by others does.
+        quotas: Quotas { untrusted: quota, reported: quota, observed: None, user: None },
+        ledger_retention_ms: settings.ledger_keep.as_millis() as i64,
+        disk_watermark_bytes: settings.disk_watermark.bytes(),
+        ..DurableOptions::default()
+    };
+    if settings.engine == StateEngine::Memory {
+        tracing::warn!("memory.engine = \"memory\": nothing survives this process");
+        return Ok(Arc::new(DurableStore::in_memory(options)?));
+    }
+    Ok(Arc::new(DurableStore::open(folder, options)?))
+}
+
+fn system_options(
+    config: &Config,
+    store: Arc<dyn MemoryStore>,
+    engine: &crate::engine::Chosen,
+    clock: Arc<dyn Clock>,
+) -> SystemOptions {
+    let watch = &config.watch;
+    SystemOptions {
+        store,
+        engine: Arc::clone(&engine.engine),
+        clock,
+        group_commit_wait: config.memory.group_commit_wait,
+        group_commit_operations_max: config.memory.group_commit_operations_max as usize,
+        policy: policy(config),
+        evolution_enabled: config.evolution.enabled,
+        pause_on_battery: config.evolution.pause_on_battery,
+        adapters_dir: config.paths.state_dir.join("adapters"),
+        watcher: WatcherOptions {
+            poll: watch.poll,
+            settle: watch.settle,
+            chunk_tokens: watch.chunk_tokens as usize,
+            chunk_overlap_tokens: watch.chunk_overlap_tokens as usize,
+            extensions: watch.extensions.clone(),
+            file_bytes_max: watch.file_bytes_max.bytes(),
+            files_max: watch.files_max as usize,
+        },
+        intervals: Intervals {
+            purge: config.housekeeping.purge_interval,
+            compact: config.housekeeping.compact_interval,
+            ..Intervals::default()
+        },
+    }
+}
+
+fn policy(config: &Config) -> Policy {
+    let settings = &config.evolution;
+    let mut policy = Policy::default();
+    policy.trigger_alpha = settings.alpha;
+    policy.cpu_seconds_a_day = f64::from(settings.cpu_minutes_per_day) * 60.0;
+    policy.gate.gain_min = settings.epsilon_bits * NATS_PER_BIT;
+    policy.gate.forgetting_max_bits = settings.forgetting_bits_max;
+    policy.data.replay_fraction = settings.replay_share.clamp(0.2, 0.5);
+    policy
+}
+
+/// Takes connections until the daemon drains.
+async fn accept(service: Arc<Service>, socket: listen::Socket) {
+    let own = rustix::process::geteuid().as_raw();
+    let connections_max = service.config().server.connections_max as usize;
+    let places = Arc::new(Semaphore::new(connections_max));
+    let mut drained = service.drained();
+    loop {
+        let accepted = tokio::select! {
+            accepted = socket.listener.accept() => accepted,
+            _ = drained.wait_for(|drained| *drained) => return,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of file descriptors, most likely: connections that end make room.
+                tracing::warn!(%error, "connection cannot be taken");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let uid = stream.peer_cred().map(|peer| peer.uid());
+        let allowed = uid.as_ref().is_ok_and(|uid| *uid == own || service.config().server.allowed_uids.contains(uid));
+        let refusal = if !allowed {
+            tracing::warn!(?uid, "connection of another user refused");
+            Some(ErrorBody::new(ErrorKind::Forbidden, "this daemon serves its own user only"))
+        } else if places.available_permits() == 0 {
+            let error = ErrorBody::new(ErrorKind::Busy, format!("{connections_max} connections are open already"));
+            Some(error.retry_after_ms(500))
+        } else {
+            None
+        };
+        if let Some(error) = refusal {
+            service.metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(connection::turn_away(stream, error));
+            continue;
+        }
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            continue;
+        };
+        let service = Arc::clone(&service);
+        tokio::spawn(async move {
+            connection::serve(service, stream).await;
+            drop(place);
+        });
+    }
+}
+
+impl Daemon {
+    /// Puts another configuration into force, as far as it can be while running.
+    pub fn configure(&self, config: Arc<Config>) {
+        self.config.send_replace(config);
+    }
+
+    /// Waits until the daemon has to end by itself, and says why: a fault, or a client's drain.
+    pub async fn ended(&self) -> Option<String> {
+        let mut fatal = self.service.system.fatal.clone();
+        let mut drained = self.service.drained();
+        tokio::select! {
+            reason = fatal.wait_for(Option::is_some) => reason.ok().and_then(|reason| reason.clone()),
+            _ = drained.wait_for(|drained| *drained) => None,
+        }
+    }
+
+    /// Stops in order: no new requests, what is under way ends within the drain timeout, then the actors, the memory last.
+    pub async fn stop(self) {
+        let Self { socket, service, accept, config: _config, _lock } = self;
+        service.start_draining();
+        let until = tokio::time::Instant::now() + service.config().server.drain_timeout;
+        while service.in_flight() > 0 && tokio::time::Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        if service.in_flight() > 0 {
+            tracing::warn!(in_flight = service.in_flight(), "requests were cut off by the drain timeout");
+        }
+        // The accept task owns the socket: with its end the socket's file is gone.
+        let _ = tokio::time::timeout(Duration::from_secs(1), accept).await;
+        service.system.stop().await;
+        tracing::info!(socket = %socket.display(), "stopped");
+    }
+}

@@ -1,0 +1,62 @@
+//! Which engine the daemon uses, by its configuration.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use mneme_config::{Config, EngineProgram};
+use mneme_engine_api::{AbsentEngine, Engine, EngineProcess, FakeEngine, ProcessOptions};
+
+/// The chosen engine, and its process where it is one.
+#[derive(Debug, Clone)]
+pub struct Chosen {
+    /// The engine.
+    pub engine: Arc<dyn Engine>,
+    /// The process, for restarts and figures.
+    pub process: Option<Arc<EngineProcess>>,
+}
+
+/// Chooses the engine. Nothing is started yet.
+pub fn choose(config: &Config) -> Chosen {
+    match &config.engine.program {
+        EngineProgram::None => absent("the configuration says engine.program = \"none\""),
+        EngineProgram::Fake => Chosen { engine: Arc::new(FakeEngine::default()), process: None },
+        EngineProgram::Path(program) => process(config, program.clone()),
+        EngineProgram::Auto => match find() {
+            Some(program) => process(config, program),
+            None => absent("mneme-engine is not installed beside mnemed or on the path; 'mneme doctor' says more"),
+        },
+    }
+}
+
+fn absent(reason: &str) -> Chosen {
+    tracing::warn!(reason, "no engine: recall is by text, nothing is generated");
+    Chosen { engine: Arc::new(AbsentEngine { reason: reason.to_owned() }), process: None }
+}
+
+fn process(config: &Config, program: PathBuf) -> Chosen {
+    let settings = &config.engine;
+    let assets = config.paths.assets_dir.clone().into_os_string();
+    let options = ProcessOptions {
+        arguments: Vec::new(),
+        environment: vec![
+            ("MNEME_ASSETS".into(), assets),
+            ("MNEME_ENGINE_THREADS".into(), settings.threads.to_string().into()),
+        ],
+        start_timeout: settings.start_timeout,
+        restarts_max: settings.restarts_max.max(1),
+        restart_window: settings.restart_window,
+        call_timeout: settings.generate_timeout,
+        ..ProcessOptions::new(program)
+    };
+    let process = Arc::new(EngineProcess::new(options));
+    Chosen { engine: Arc::clone(&process) as Arc<dyn Engine>, process: Some(process) }
+}
+
+/// Finds `mneme-engine` beside this program, else on the path.
+pub fn find() -> Option<PathBuf> {
+    let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join("mneme-engine")));
+    let on_path = std::env::var_os("PATH")
+        .map(|path| std::env::split_paths(&path).map(|folder| folder.join("mneme-engine")).collect::<Vec<_>>())
+        .unwrap_or_default();
+    beside.into_iter().chain(on_path).find(|candidate| candidate.is_file())
+}

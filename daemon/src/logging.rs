@@ -1,0 +1,140 @@
+//! Where the log goes: standard error, and a file that is rotated by size.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use mneme_config::{Config, LogFormat};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+/// Changes the level of a log that is already running.
+pub type LevelHandle = tracing_subscriber::reload::Handle<EnvFilter, tracing_subscriber::Registry>;
+
+/// Starts the log. Fails when the file cannot be opened or a log is running already.
+pub fn start(config: &Config) -> Result<LevelHandle, Box<dyn std::error::Error + Send + Sync>> {
+    let (filter, handle) = tracing_subscriber::reload::Layer::new(EnvFilter::try_new(&config.log.level)?);
+    let file = if config.log.file {
+        let folder = config.paths.state_dir.join("log");
+        crate::listen::make_private(&folder)?;
+        let bytes_max = config.log.file_bytes_max.bytes();
+        Some(Mutex::new(RotatingFile::open(folder.join("mnemed.log"), bytes_max, config.log.files_keep)?))
+    } else {
+        None
+    };
+    let base = tracing_subscriber::registry().with(filter);
+    match config.log.format {
+        LogFormat::Json => base
+            .with(tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr))
+            .with(file.map(|file| tracing_subscriber::fmt::layer().json().with_writer(file)))
+            .try_init()?,
+        LogFormat::Console => base
+            .with(tracing_subscriber::fmt::layer().with_ansi(is_terminal()).with_writer(std::io::stderr))
+            .with(file.map(|file| tracing_subscriber::fmt::layer().with_ansi(false).with_writer(file)))
+            .try_init()?,
+    }
+    Ok(handle)
+}
+
+fn is_terminal() -> bool {
+    std::io::IsTerminal::is_terminal(&std::io::stderr())
+}
+
+/// A file that makes way for a new one when it is full; a few old ones are kept as `NAME.1` (newest) and so on.
+#[derive(Debug)]
+struct RotatingFile {
+    path: PathBuf,
+    file: fs_err::File,
+    bytes: u64,
+    bytes_max: u64,
+    keep: u32,
+}
+
+impl RotatingFile {
+    fn open(path: PathBuf, bytes_max: u64, keep: u32) -> std::io::Result<Self> {
+        let file = append_to(&path)?;
+        let bytes = file.metadata()?.len();
+        Ok(Self { path, file, bytes, bytes_max, keep })
+    }
+
+    fn rotate(&mut self) -> std::io::Result<()> {
+        for number in (1..self.keep).rev() {
+            let from = numbered(&self.path, number);
+            if from.exists() {
+                fs_err::rename(from, numbered(&self.path, number + 1))?;
+            }
+        }
+        fs_err::rename(&self.path, numbered(&self.path, 1))?;
+        self.file = append_to(&self.path)?;
+        self.bytes = 0;
+        Ok(())
+    }
+}
+
+fn numbered(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    PathBuf::from(name)
+}
+
+fn append_to(path: &Path) -> std::io::Result<fs_err::File> {
+    fs_err::OpenOptions::new().create(true).append(true).open(path)
+}
+
+impl Write for RotatingFile {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.bytes > 0 && self.bytes + bytes.len() as u64 > self.bytes_max {
+            self.rotate()?;
+        }
+        let written = self.file.write(bytes)?;
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Sets another level on a running log; a level that cannot be read changes nothing.
+pub fn set_level(handle: &LevelHandle, level: &str) {
+    match EnvFilter::try_new(level) {
+        Ok(filter) => {
+            let _ = handle.reload(filter);
+        }
+        Err(error) => tracing::warn!(%error, level, "log level cannot be read"),
+    }
+}
+
+/// Keeps the first panic's words in the log: without it they go to standard error only.
+pub fn log_panics() {
+    static FORMER: Mutex<()> = Mutex::new(());
+    let _once = FORMER.lock().unwrap_or_else(PoisonError::into_inner);
+    let former = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(place, "panic");
+        former(info);
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_file_makes_way_and_only_so_many_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let mut file = RotatingFile::open(path.clone(), 10, 2).unwrap();
+        for text in ["aaaaaaaa", "bbbbbbbb", "cccccccc", "dddddddd"] {
+            file.write_all(text.as_bytes()).unwrap();
+        }
+        let read = |path: PathBuf| fs_err::read_to_string(path).unwrap();
+        assert_eq!(read(path.clone()), "dddddddd");
+        assert_eq!(read(numbered(&path, 1)), "cccccccc");
+        assert_eq!(read(numbered(&path, 2)), "bbbbbbbb");
+        assert!(!numbered(&path, 3).exists());
+    }
+}
