@@ -19,9 +19,9 @@ pub struct Features {
 pub const ABSTAIN_BELOW: f32 = 0.35;
 
 /// Weights of [`Features::inputs`], then the bias, with vectors; from `mneme-recall-eval --fit`.
-const WITH_DENSE: [f32; INPUTS + 1] = [2.0, 3.0, 5.0, 0.0, -4.0];
+const WITH_DENSE: [f32; INPUTS + 1] = [4.792, 0.226, 6.565, -2.937, -3.671];
 /// The same without.
-const TEXT_ONLY: [f32; INPUTS + 1] = [3.0, 3.0, 0.0, 0.0, -2.5];
+const TEXT_ONLY: [f32; INPUTS + 1] = [6.855, 1.001, 0.000, -3.999, -1.243];
 /// How many inputs the estimate has.
 const INPUTS: usize = 4;
 

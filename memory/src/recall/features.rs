@@ -15,14 +15,14 @@ use crate::index::text::TextScores;
 use crate::index::vectors::VectorQuery;
 
 /// How many features there are.
-pub const FEATURES: usize = 29;
+pub const FEATURES: usize = 28;
 /// The features of one candidate, in the order of [`FEATURE_NAMES`].
 pub type FeatureRow = [f32; FEATURES];
 
 /// What each feature is; the part before the dot is the signal that explanations show.
 #[rustfmt::skip]
 pub const FEATURE_NAMES: [&str; FEATURES] = [
-    "bm25.score", "bm25.root", "bm25_window.answer", "bm25_window.after", "bm25_window.before", "bm25_window.far",
+    "bm25.score", "bm25_window.answer", "bm25_window.after", "bm25_window.before", "bm25_window.far",
     "dense.cosine", "dense_context.cosine", "dense.answer", "dense.near",
     "speaker.named", "speaker.text", "speaker.dense", "time.near", "time.text",
     "shape.asks", "shape.asks_text", "shape.length", "thread.text",
@@ -216,7 +216,6 @@ impl<'a> Frame<'a> {
         let asks = self.parsed.asks_for;
         [
             text,
-            text.sqrt(),
             text_before * before_asks,
             text_before * (1.0 - before_asks),
             self.text(after),

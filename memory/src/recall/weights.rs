@@ -15,12 +15,64 @@ pub fn score(weights: &Weights, features: &FeatureRow) -> f32 {
 
 /// Used when there is an embedding of the question.
 pub const WITH_DENSE: Weights = [
-    1.596, -0.686, 0.681, -0.383, 0.137, 0.057, 2.0, 1.0, 0.000, 0.000, 2.320, 1.135, 0.000, 2.043, 1.322, -0.260,
-    0.019, 1.417, 0.543, 1.074, 2.698, 0.430, -0.095, 2.277, 0.217, 0.370, 0.355, 0.043, 0.247,
+    0.686,  // bm25.score
+    0.211,  // bm25_window.answer
+    -0.461, // bm25_window.after
+    -0.153, // bm25_window.before
+    -0.196, // bm25_window.far
+    2.850,  // dense.cosine
+    1.707,  // dense_context.cosine
+    0.594,  // dense.answer
+    0.211,  // dense.near
+    2.124,  // speaker.named
+    0.664,  // speaker.text
+    1.716,  // speaker.dense
+    1.933,  // time.near
+    1.736,  // time.text
+    -0.628, // shape.asks
+    0.013,  // shape.asks_text
+    2.116,  // shape.length
+    0.176,  // thread.text
+    0.601,  // bm25.coverage
+    1.694,  // bm25_window.coverage
+    -0.071, // bm25.rarest
+    0.365,  // shape.time_asked
+    2.087,  // shape.time_asked_text
+    0.153,  // shape.number_asked
+    0.269,  // shape.name_asked
+    0.200,  // shape.time
+    0.097,  // shape.number
+    0.181,  // shape.name
 ];
 
 /// Used when there is none.
 pub const TEXT_ONLY: Weights = [
-    1.596, -0.686, 0.681, -0.383, 0.137, 0.057, 0.0, 0.0, 0.000, 0.000, 2.320, 1.135, 0.000, 2.043, 1.322, -0.260,
-    0.019, 1.417, 0.543, 1.074, 2.698, 0.430, -0.095, 2.277, 0.217, 0.370, 0.355, 0.043, 0.247,
+    1.290,  // bm25.score
+    0.687,  // bm25_window.answer
+    -0.375, // bm25_window.after
+    0.142,  // bm25_window.before
+    0.058,  // bm25_window.far
+    0.000,  // dense.cosine
+    0.000,  // dense_context.cosine
+    0.000,  // dense.answer
+    0.000,  // dense.near
+    2.344,  // speaker.named
+    1.078,  // speaker.text
+    0.000,  // speaker.dense
+    2.042,  // time.near
+    1.310,  // time.text
+    -0.261, // shape.asks
+    0.015,  // shape.asks_text
+    1.430,  // shape.length
+    0.542,  // thread.text
+    1.023,  // bm25.coverage
+    2.754,  // bm25_window.coverage
+    0.135,  // bm25.rarest
+    -0.103, // shape.time_asked
+    2.284,  // shape.time_asked_text
+    0.209,  // shape.number_asked
+    0.373,  // shape.name_asked
+    0.352,  // shape.time
+    0.048,  // shape.number
+    0.238,  // shape.name
 ];

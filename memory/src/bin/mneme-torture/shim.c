@@ -57,39 +57,39 @@ static int fails(int fd) {
     return 0;
 }
 
-#define REAL(name, type) \
-    static type real; \
-    if (!real) real = (type)dlsym(RTLD_NEXT, #name)
+#define REAL(name) \
+    static __typeof__(name) *real; \
+    if (!real) real = (__typeof__(name) *)dlsym(RTLD_NEXT, #name)
 
 ssize_t write(int fd, const void *bytes, size_t count) {
-    REAL(write, ssize_t (*)(int, const void *, size_t));
+    REAL(write);
     return fails(fd) ? -1 : real(fd, bytes, count);
 }
 ssize_t writev(int fd, const struct iovec *parts, int count) {
-    REAL(writev, ssize_t (*)(int, const struct iovec *, int));
+    REAL(writev);
     return fails(fd) ? -1 : real(fd, parts, count);
 }
 ssize_t pwrite(int fd, const void *bytes, size_t count, off_t at) {
-    REAL(pwrite, ssize_t (*)(int, const void *, size_t, off_t));
+    REAL(pwrite);
     return fails(fd) ? -1 : real(fd, bytes, count, at);
 }
 ssize_t pwrite64(int fd, const void *bytes, size_t count, off64_t at) {
-    REAL(pwrite64, ssize_t (*)(int, const void *, size_t, off64_t));
+    REAL(pwrite64);
     return fails(fd) ? -1 : real(fd, bytes, count, at);
 }
 int fsync(int fd) {
-    REAL(fsync, int (*)(int));
+    REAL(fsync);
     return fails(fd) ? -1 : real(fd);
 }
 int fdatasync(int fd) {
-    REAL(fdatasync, int (*)(int));
+    REAL(fdatasync);
     return fails(fd) ? -1 : real(fd);
 }
 int ftruncate(int fd, off_t length) {
-    REAL(ftruncate, int (*)(int, off_t));
+    REAL(ftruncate);
     return fails(fd) ? -1 : real(fd, length);
 }
 int ftruncate64(int fd, off64_t length) {
-    REAL(ftruncate64, int (*)(int, off64_t));
+    REAL(ftruncate64);
     return fails(fd) ? -1 : real(fd, length);
 }

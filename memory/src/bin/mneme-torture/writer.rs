@@ -104,11 +104,6 @@ impl Writer {
         self.lines.load(Ordering::SeqCst) > 0
     }
 
-    /// Whether it has ended by itself.
-    pub(crate) fn has_ended(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(Some(_)))
-    }
-
     fn collect(&mut self) -> Ended {
         let _ = self.child.wait();
         // The pipe closes with the process, so that the reader has heard every line before it ends.
