@@ -2,13 +2,15 @@
 
 use rayon::prelude::*;
 
-use super::GemmError;
 use super::packed::{INPUTS_MAX, INPUTS_PAD, PackedWeights};
+use super::{GemmError, PANEL_ROWS_MIN};
 use crate::dispatch::Path;
 use crate::parallel::part_rows;
 
-/// Rows are padded with zero codes to a multiple of this, so that a tile of rows may be read whole.
-pub(crate) const ROWS_PAD: usize = 16;
+/// Rows of a tile: their cache lines lie side by side, which is just a tile register of AMX.
+const TILE_ROWS: usize = 16;
+/// Codes in a cache line.
+const LINE: usize = INPUTS_PAD;
 /// One product has at most this many rows.
 pub const ROWS_MAX: usize = 1 << 20;
 
@@ -30,10 +32,12 @@ pub struct QuantizedActivations {
     pub(crate) rows: usize,
     pub(crate) inputs: usize,
     pub(crate) group: usize,
-    /// Codes from one row to the next. Not a multiple of 4096, or the rows of a tile would fight for the same cache set.
-    pub(crate) stride: usize,
+    /// Inputs, padded to whole cache lines.
+    pub(crate) padded_inputs: usize,
+    /// Rows whose lines lie side by side: sixteen, or all when they are too few for the kernels of many rows.
+    pub(crate) tile_rows: usize,
     pub(crate) groups: usize,
-    /// `[rows padded, stride]`; zero past the inputs.
+    /// `[row tile, line, tile_rows, 64]`; zero past the inputs and past the rows.
     pub(crate) codes: Vec<i8>,
     /// `[rows, groups]`: the scale.
     pub(crate) scales: Vec<f32>,
@@ -83,15 +87,17 @@ impl QuantizedActivations {
         {
             return Err(GemmError::StaticScale { scale });
         }
-        let stride = inputs.next_multiple_of(INPUTS_PAD) + INPUTS_PAD;
+        let padded_inputs = inputs.next_multiple_of(LINE);
+        let tile_rows = if rows >= PANEL_ROWS_MIN { TILE_ROWS } else { rows.max(1) };
         let groups = inputs.div_ceil(group);
         let mut result = Self {
             rows,
             inputs,
             group,
-            stride,
+            padded_inputs,
+            tile_rows,
             groups,
-            codes: vec![0; rows.next_multiple_of(ROWS_PAD) * stride],
+            codes: vec![0; rows.next_multiple_of(tile_rows) * padded_inputs],
             scales: vec![0.0; rows * groups],
             sums: vec![0; rows * groups],
             weighted_sums: vec![0.0; rows * groups],
@@ -99,13 +105,17 @@ impl QuantizedActivations {
         if values.is_empty() {
             return Ok(result);
         }
-        let part = part_rows(rows, inputs, threads.max(1));
+        // Whole tiles of rows for each thread.
+        let part = part_rows(rows, inputs, threads.max(1)).next_multiple_of(tile_rows);
         let work = |index: usize, values: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [i32]| {
-            let codes = codes.chunks_mut(stride);
-            let each = codes.zip(scales.chunks_mut(groups)).zip(sums.chunks_mut(groups));
-            for (row, (values, ((codes, scales), sums))) in values.chunks(inputs).zip(each).enumerate() {
-                quantize_row(path, values, group, scaling, codes, scales, sums)
+            let mut line = vec![0_i8; padded_inputs];
+            let each = values.chunks(inputs).zip(scales.chunks_mut(groups)).zip(sums.chunks_mut(groups));
+            for (row, ((values, scales), sums)) in each.enumerate() {
+                quantize_row(path, values, group, scaling, &mut line, scales, sums)
                     .map_err(|column| GemmError::NotFinite { row: index * part + row, column })?;
+                let tile = &mut codes[row / tile_rows * tile_rows * padded_inputs..];
+                let places = tile.chunks_exact_mut(LINE).skip(row % tile_rows).step_by(tile_rows);
+                places.zip(line.chunks_exact(LINE)).for_each(|(to, from)| to.copy_from_slice(from));
             }
             Ok::<(), GemmError>(())
         };
@@ -114,7 +124,7 @@ impl QuantizedActivations {
         } else {
             values
                 .par_chunks(part * inputs)
-                .zip(result.codes.par_chunks_mut(part * stride))
+                .zip(result.codes.par_chunks_mut(part * padded_inputs))
                 .zip(result.scales.par_chunks_mut(part * groups))
                 .zip(result.sums.par_chunks_mut(part * groups))
                 .enumerate()
@@ -131,13 +141,25 @@ impl QuantizedActivations {
         self.rows
     }
 
+    /// Where the codes of a row start.
+    #[inline]
+    pub(crate) fn row_offset(&self, row: usize) -> usize {
+        row / self.tile_rows * self.tile_rows * self.padded_inputs + row % self.tile_rows * LINE
+    }
+
+    /// Where the code of an input lies, from the start of its row.
+    #[inline]
+    pub(crate) fn input_offset(&self, input: usize) -> usize {
+        input / LINE * LINE * self.tile_rows + input % LINE
+    }
+
     /// What the codes stand for, `[rows, inputs]`; to measure the error of a scaling.
     pub fn dequantize(&self) -> Vec<f32> {
         let mut out = Vec::with_capacity(self.rows * self.inputs);
         for row in 0..self.rows {
             for input in 0..self.inputs {
                 let scale = self.scales[row * self.groups + input / self.group];
-                out.push(f32::from(self.codes[row * self.stride + input]) * scale);
+                out.push(f32::from(self.codes[self.row_offset(row) + self.input_offset(input)]) * scale);
             }
         }
         out

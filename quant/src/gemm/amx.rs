@@ -10,12 +10,14 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::Job;
-use super::avx512::unpack;
+use super::avx512::{sweeps, unpack_pair};
 use super::packed::TILE;
 use crate::dispatch::Path;
 
 /// Rows of activations in one tile register.
 const ROWS: usize = 16;
+/// Inputs that are worked off for all rows before the next: their weights (16 KiB) stay in the first-level cache.
+const CHUNK: usize = 512;
 
 /// Asks the system for the tile registers; whether this process may now use them.
 #[cfg(target_os = "linux")]
@@ -65,22 +67,20 @@ impl TileConfig {
     }
 }
 
-/// Sums of two by two tile registers, and the scaled results of the same outputs.
+/// Sums of two tile registers of two neighbouring groups: one is scaled while the other is computed.
 #[repr(C, align(64))]
-struct Buffers {
-    sums: [[[i32; TILE]; ROWS]; 4],
-    results: [[[f32; TILE]; ROWS]; 4],
-}
+struct Sums([[[[i32; TILE]; ROWS]; 2]; 2]);
 
 /// Computes the outputs of tiles `first..end`.
 pub(super) fn run(job: &Job<'_>, first: usize, end: usize) {
     assert!(Path::Amx.is_available(), "dispatch chose a path that this processor runs");
     job.check(end);
+    assert_eq!(job.activations.tile_rows, ROWS, "activations of many rows lie in tiles of sixteen");
     // A group of 32 inputs fills half a tile register.
     let step = if job.layout.group == 32 { 32 } else { 64 };
     let config = TileConfig::new(step);
     // SAFETY: the features were detected and the tile registers granted; `Job::check` holds what the kernel indexes by. The
-    // registers are given back on the way out; nothing in between unwinds past that with more than a stale tile state.
+    // registers are given back on the way out; a panic in between would leave nothing worse than stale tiles.
     unsafe {
         asm!("ldtilecfg [{0}]", in(reg) &raw const config, options(nostack, preserves_flags));
         panels(job, first, end, step);
@@ -91,147 +91,179 @@ pub(super) fn run(job: &Job<'_>, first: usize, end: usize) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn panels(job: &Job<'_>, first: usize, end: usize, step: usize) {
     let layout = job.layout;
-    let tile_bytes = layout.padded_inputs() * TILE;
     // Signed bytes: symmetric codes less their offset, 8-bit codes with minimums less 128, which is added again below.
     let bias = if layout.bits == 8 { 128_u8 as i8 } else { layout.offset as i8 };
     let correction = if layout.bits == 8 { 128 - layout.offset } else { 0 };
-    let mut panel = vec![0_u8; 2 * tile_bytes];
-    let mut buffers = Buffers { sums: [[[0; TILE]; ROWS]; 4], results: [[[0.0; TILE]; ROWS]; 4] };
-    let mut tile = first;
-    while tile < end {
-        let tiles = (end - tile).min(2);
-        for (offset, panel) in panel.chunks_exact_mut(tile_bytes).take(tiles).enumerate() {
-            let codes = &job.weights.codes[(tile + offset) * layout.tile_code_bytes()..][..layout.tile_code_bytes()];
-            unpack(layout.bits, codes, bias, panel);
-        }
-        for row in (0..job.activations.rows).step_by(2 * ROWS) {
-            let rows = (job.activations.rows - row).min(2 * ROWS);
-            // SAFETY: the caller's promises are passed on; the tiles and rows exist; padding makes each sixteen rows whole.
-            unsafe {
-                match (rows > ROWS, tiles == 2) {
-                    (true, true) => block::<2, 2>(job, (tile, row, rows), &panel, &mut buffers, step, correction),
-                    (true, false) => block::<2, 1>(job, (tile, row, rows), &panel, &mut buffers, step, correction),
-                    (false, true) => block::<1, 2>(job, (tile, row, rows), &panel, &mut buffers, step, correction),
-                    (false, false) => block::<1, 1>(job, (tile, row, rows), &panel, &mut buffers, step, correction),
+    let chunk = (CHUNK / layout.group).max(1);
+    let mut panel = vec![0_u8; 2 * layout.padded_inputs() * TILE];
+    let mut sums = Sums([[[[0; TILE]; ROWS]; 2]; 2]);
+    for (row_first, row_end) in sweeps(job) {
+        let mut results = vec![[[0.0_f32; TILE]; 2]; row_end - row_first];
+        let mut tile = first;
+        while tile < end {
+            let tiles = unpack_pair(job, tile, end, bias, &mut panel);
+            results.fill([[0.0; TILE]; 2]);
+            for group in (0..layout.groups()).step_by(chunk) {
+                let groups = (group, (group + chunk).min(layout.groups()));
+                for (index, results) in results.chunks_mut(ROWS).enumerate() {
+                    let block = Block { tile, row: row_first + index * ROWS, groups, step, correction };
+                    // SAFETY: the caller's promises are passed on; the tiles, groups and rows exist.
+                    unsafe {
+                        match (tiles == 2, correction != 0) {
+                            (true, false) => block.run::<2, false>(job, &panel, &mut sums, results),
+                            (false, false) => block.run::<1, false>(job, &panel, &mut sums, results),
+                            (true, true) => block.run::<2, true>(job, &panel, &mut sums, results),
+                            (false, true) => block.run::<1, true>(job, &panel, &mut sums, results),
+                        }
+                    }
                 }
             }
+            for (row, results) in results.iter().enumerate() {
+                for (index, result) in results.iter().take(tiles).enumerate() {
+                    job.out.write(row_first + row, tile + index, result);
+                }
+            }
+            tile += tiles;
         }
-        tile += tiles;
     }
 }
 
-/// `HIGH` times sixteen rows by `WIDE` tiles of outputs.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn block<const HIGH: usize, const WIDE: usize>(
-    job: &Job<'_>,
-    (tile, first, rows): (usize, usize, usize),
-    panel: &[u8],
-    buffers: &mut Buffers,
+/// Sixteen rows, one or two tiles of outputs, some groups.
+struct Block {
+    tile: usize,
+    row: usize,
+    groups: (usize, usize),
+    /// Inputs in a tile register.
     step: usize,
+    /// What was taken off the codes too much.
     correction: i32,
-) {
-    let (layout, activations) = (job.layout, job.activations);
-    let groups = layout.groups();
-    let tile_bytes = layout.padded_inputs() * TILE;
-    buffers.results = [[[0.0; TILE]; ROWS]; 4];
-    for group in 0..groups {
-        let (start, end) = job.group_bounds(group);
-        // SAFETY: rows are padded to whole tiles of sixteen, inputs to whole steps; the panel holds `WIDE` tiles; a sum
-        // register is stored to the sixteen rows of 64 bytes of its buffer.
+}
+
+impl Block {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn run<const WIDE: usize, const CORRECT: bool>(
+        &self,
+        job: &Job<'_>,
+        panel: &[u8],
+        sums: &mut Sums,
+        results: &mut [[[f32; TILE]; 2]],
+    ) {
+        // The products of a group are started before the one before is scaled, so that the two overlap.
+        // SAFETY: the caller's promises are passed on.
         unsafe {
-            let high = activations.codes.as_ptr().add(first * activations.stride);
-            let low = high.wrapping_add(ROWS * activations.stride);
-            let left = panel.as_ptr();
-            let right = left.wrapping_add(tile_bytes);
-            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
-            let mut input = start;
-            while input < end {
-                load_4(high.add(input), activations.stride);
-                load_6(left.add(input * TILE));
-                asm!("tdpbssd tmm0, tmm4, tmm6", options(nostack, nomem));
-                if WIDE == 2 {
-                    load_7(right.add(input * TILE));
-                    asm!("tdpbssd tmm1, tmm4, tmm7", options(nostack, nomem));
+            for group in self.groups.0..self.groups.1 {
+                if group % 2 == 0 {
+                    self.multiply_even::<WIDE>(job, panel, group, &mut sums.0[0]);
+                } else {
+                    self.multiply_odd::<WIDE>(job, panel, group, &mut sums.0[1]);
                 }
-                if HIGH == 2 {
-                    load_5(low.add(input), activations.stride);
-                    asm!("tdpbssd tmm2, tmm5, tmm6", options(nostack, nomem));
-                    if WIDE == 2 {
-                        asm!("tdpbssd tmm3, tmm5, tmm7", options(nostack, nomem));
-                    }
-                }
-                input += step;
-            }
-            let sums = buffers.sums.as_mut_ptr();
-            asm!("tilestored [{0} + {1}], tmm0", in(reg) sums, in(reg) 64_usize, options(nostack));
-            if WIDE == 2 {
-                asm!("tilestored [{0} + {1}], tmm1", in(reg) sums.add(1), in(reg) 64_usize, options(nostack));
-            }
-            if HIGH == 2 {
-                asm!("tilestored [{0} + {1}], tmm2", in(reg) sums.add(2), in(reg) 64_usize, options(nostack));
-                if WIDE == 2 {
-                    asm!("tilestored [{0} + {1}], tmm3", in(reg) sums.add(3), in(reg) 64_usize, options(nostack));
+                if group > self.groups.0 {
+                    self.scale::<WIDE, CORRECT>(job, group - 1, &sums.0[(group - 1) % 2], results);
                 }
             }
+            let last = self.groups.1 - 1;
+            self.scale::<WIDE, CORRECT>(job, last, &sums.0[last % 2], results);
+        }
+    }
+
+    /// Adds a group's scaled sums to the results.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn scale<const WIDE: usize, const CORRECT: bool>(
+        &self,
+        job: &Job<'_>,
+        group: usize,
+        sums: &[[[i32; TILE]; ROWS]; 2],
+        results: &mut [[[f32; TILE]; 2]],
+    ) {
+        let (layout, activations) = (job.layout, job.activations);
+        let groups = layout.groups();
+        // SAFETY: `Job::check` holds the lengths of scales and activations; arrays hold sixteen lanes.
+        unsafe {
+            let halves = |bytes: &[u8], index: usize| {
+                let at = (self.tile + index) * layout.tile_scale_bytes() + group * TILE * 2;
+                _mm512_cvtph_ps(_mm256_loadu_si256(bytes.as_ptr().add(at).cast()))
+            };
+            let mut scales = [_mm512_setzero_ps(); WIDE];
+            let mut minimums = [_mm512_setzero_ps(); WIDE];
             for index in 0..WIDE {
-                let at = (tile + index) * layout.tile_scale_bytes() + group * TILE * 2;
-                let halves = |bytes: &[u8]| _mm512_cvtph_ps(_mm256_loadu_si256(bytes.as_ptr().add(at).cast()));
-                let scale = halves(job.weights.scales);
-                let minimum = if layout.has_minimums { halves(job.weights.minimums) } else { _mm512_setzero_ps() };
-                for row in 0..rows.min(HIGH * ROWS) {
-                    let register = row / ROWS * 2 + index;
-                    let place = (first + row) * groups + group;
-                    let mut dot = _mm512_loadu_si512(buffers.sums[register][row % ROWS].as_ptr().cast());
-                    if correction != 0 {
+                scales[index] = halves(job.weights.scales, index);
+                if layout.has_minimums {
+                    minimums[index] = halves(job.weights.minimums, index);
+                }
+            }
+            for (row, results) in results.iter_mut().enumerate() {
+                let place = (self.row + row) * groups + group;
+                let factor = _mm512_set1_ps(activations.scales.as_ptr().add(place).read());
+                for index in 0..WIDE {
+                    let mut dot = _mm512_loadu_si512(sums[index][row].as_ptr().cast());
+                    if CORRECT {
                         let sum = activations.sums.as_ptr().add(place).read();
-                        dot = _mm512_add_epi32(dot, _mm512_set1_epi32(sum.wrapping_mul(correction)));
+                        dot = _mm512_add_epi32(dot, _mm512_set1_epi32(sum.wrapping_mul(self.correction)));
                     }
-                    let result = buffers.results[register][row % ROWS].as_mut_ptr();
-                    let factor = _mm512_set1_ps(activations.scales.as_ptr().add(place).read());
+                    let result = results[index].as_mut_ptr();
                     let dot = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), factor);
-                    let mut value = _mm512_fmadd_ps(dot, scale, _mm512_loadu_ps(result));
+                    let mut value = _mm512_fmadd_ps(dot, scales[index], _mm512_loadu_ps(result));
                     if layout.has_minimums {
                         let weighted = _mm512_set1_ps(activations.weighted_sums.as_ptr().add(place).read());
-                        value = _mm512_fmadd_ps(weighted, minimum, value);
+                        value = _mm512_fmadd_ps(weighted, minimums[index], value);
                     }
                     _mm512_storeu_ps(result, value);
                 }
             }
         }
     }
-    for row in 0..rows.min(HIGH * ROWS) {
-        for index in 0..WIDE {
-            job.out.write(first + row, tile + index, &buffers.results[row / ROWS * 2 + index][row % ROWS]);
-        }
-    }
 }
 
-macro_rules! tile_load {
-    ($name:ident, $register:literal) => {
-        /// Loads a tile register; each row is `stride` bytes after the one before.
-        #[inline]
-        unsafe fn $name(from: *const i8, stride: usize) {
-            // SAFETY: the caller's memory holds the rows of the register.
-            unsafe {
-                asm!(concat!("tileloadd ", $register, ", [{0} + {1}]"), in(reg) from, in(reg) stride,
-                     options(nostack, readonly));
+macro_rules! multiply {
+    ($name:ident, $left:literal, $right:literal) => {
+        impl Block {
+            /// The sums of one group, through tile registers of its own.
+            #[inline]
+            unsafe fn $name<const WIDE: usize>(
+                &self,
+                job: &Job<'_>,
+                panel: &[u8],
+                group: usize,
+                sums: &mut [[[i32; TILE]; ROWS]; 2],
+            ) {
+                let (start, end) = job.group_bounds(group);
+                let activations = job.activations;
+                // SAFETY: rows are padded to whole tiles of sixteen, inputs to whole steps; the panel holds `WIDE` tiles; a
+                // register of sums is stored to the sixteen rows of 64 bytes of its buffer.
+                unsafe {
+                    let inputs = activations.codes.as_ptr().add(activations.row_offset(self.row));
+                    let left = panel.as_ptr();
+                    let right = left.wrapping_add(activations.padded_inputs * TILE);
+                    asm!(concat!("tilezero ", $left), options(nostack, nomem));
+                    if WIDE == 2 {
+                        asm!(concat!("tilezero ", $right), options(nostack, nomem));
+                    }
+                    let mut input = start;
+                    while input < end {
+                        asm!("tileloadd tmm4, [{inputs} + {stride}]", "tileloadd tmm6, [{codes} + {stride}]",
+                             concat!("tdpbssd ", $left, ", tmm4, tmm6"),
+                             inputs = in(reg) inputs.add(activations.input_offset(input)),
+                             codes = in(reg) left.add(input * TILE), stride = in(reg) 64_usize,
+                             options(nostack, readonly));
+                        if WIDE == 2 {
+                            asm!("tileloadd tmm7, [{codes} + {stride}]", concat!("tdpbssd ", $right, ", tmm4, tmm7"),
+                                 codes = in(reg) right.add(input * TILE), stride = in(reg) 64_usize,
+                                 options(nostack, readonly));
+                        }
+                        input += self.step;
+                    }
+                    asm!(concat!("tilestored [{0} + {1}], ", $left), in(reg) &raw mut sums[0], in(reg) 64_usize,
+                         options(nostack));
+                    if WIDE == 2 {
+                        asm!(concat!("tilestored [{0} + {1}], ", $right), in(reg) &raw mut sums[1], in(reg) 64_usize,
+                             options(nostack));
+                    }
+                }
             }
         }
     };
 }
-tile_load!(load_4, "tmm4");
-tile_load!(load_5, "tmm5");
-tile_load!(load_left, "tmm6");
-tile_load!(load_right, "tmm7");
-
-#[inline]
-unsafe fn load_6(from: *const u8) {
-    // SAFETY: passed on.
-    unsafe { load_left(from.cast(), 64) }
-}
-
-#[inline]
-unsafe fn load_7(from: *const u8) {
-    // SAFETY: passed on.
-    unsafe { load_right(from.cast(), 64) }
-}
+multiply!(multiply_even, "tmm0", "tmm1");
+multiply!(multiply_odd, "tmm2", "tmm3");

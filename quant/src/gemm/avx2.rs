@@ -81,7 +81,8 @@ unsafe fn tile_rows<const BITS: usize, const ROWS: usize>(job: &Job<'_>, tile: u
     // SAFETY: `Job::check` holds the lengths: codes of `tiles` tiles, scales of their groups, padded activations of each row.
     unsafe {
         let codes = job.weights.codes.as_ptr().add(tile * layout.tile_code_bytes());
-        let inputs = activations.codes.as_ptr().add(first * activations.stride);
+        let inputs: [*const i8; ROWS] =
+            std::array::from_fn(|row| activations.codes.as_ptr().wrapping_add(activations.row_offset(first + row)));
         for group in 0..groups {
             let (start, end) = job.group_bounds(group);
             let mut sums = [[_mm256_setzero_si256(); 2]; ROWS];
@@ -92,11 +93,12 @@ unsafe fn tile_rows<const BITS: usize, const ROWS: usize>(job: &Job<'_>, tile: u
             let mut input = start;
             while input < end {
                 let step = codes.add(input * 2 * BITS);
+                let offset = activations.input_offset(input);
                 for quad in 0..4 {
                     for half in 0..2 {
                         let codes = codes_of::<BITS>(step, quad, half);
                         for (row, sums) in sums.iter_mut().enumerate() {
-                            let four = read_four(inputs.add(row * activations.stride + input + quad * 4));
+                            let four = read_four(inputs[row].add(offset + quad * 4));
                             let broadcast = _mm256_set1_epi32(four);
                             sums[half] = multiply::<BITS>(sums[half], codes, broadcast);
                         }

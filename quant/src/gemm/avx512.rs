@@ -2,7 +2,7 @@
 //!
 //! `vpdpbusd` multiplies the unsigned codes of sixteen outputs, four inputs each, with four signed activations that are
 //! broadcast to all lanes. Few rows decode the packed codes in registers and run at the speed of memory; many rows unpack a
-//! panel of 32 outputs to bytes once, and then hold 12 x 32 sums in registers.
+//! panel of 32 outputs to bytes once, and then hold 8 x 32 sums in registers.
 #![expect(unsafe_code, reason = "vector loads, stores and target features")]
 #![cfg_attr(not(test), expect(clippy::wildcard_imports, reason = "intrinsics name where they come from"))]
 
@@ -13,8 +13,12 @@ use super::packed::TILE;
 use super::{Job, PANEL_ROWS_MIN};
 use crate::dispatch::Path;
 
-/// Rows whose sums the panel kernel holds in registers.
-const PANEL_ROWS: usize = 12;
+/// Rows whose sums the panel kernel holds in registers; divides the sixteen rows of a tile of activations.
+const PANEL_ROWS: usize = 8;
+/// How far ahead of the codes being read the next ones are asked for (bytes): past the page, where hardware stops.
+const PREFETCH_BYTES: usize = 4096;
+/// Activations that are swept again and again while weights pass: half of a second-level cache (bytes).
+const SWEEP_BYTES: usize = 1 << 20;
 /// Inputs that one step decodes: four quads.
 const STEP: usize = 16;
 
@@ -115,9 +119,14 @@ unsafe fn tile_rows<const BITS: usize, const ROWS: usize>(job: &Job<'_>, tile: u
             }
             let mut input = start;
             while input < end {
-                let quads = decode::<BITS>(codes.add(input * 2 * BITS));
+                let step = codes.add(input * 2 * BITS);
+                for line in 0..BITS.div_ceil(2) {
+                    _mm_prefetch::<_MM_HINT_T0>(step.wrapping_add(PREFETCH_BYTES + line * 64).cast());
+                }
+                let quads = decode::<BITS>(step);
+                let offset = activations.input_offset(input);
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    let four = inputs.add(row * activations.stride + input);
+                    let four = inputs.add(activations.row_offset(row) + offset);
                     for (quad, sum) in sums.iter_mut().enumerate() {
                         let broadcast = _mm512_set1_epi32(read_four(four.add(quad * 4)));
                         *sum = _mm512_dpbusd_epi32(*sum, quads[quad], broadcast);
@@ -155,7 +164,7 @@ fn to_array(values: __m512) -> [f32; TILE] {
 
 /// Unpacks the codes of one tile to bytes in the order of quads, less `bias`.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn unpack(bits: usize, codes: &[u8], bias: i8, out: &mut [u8]) {
+fn unpack(bits: usize, codes: &[u8], bias: i8, out: &mut [u8]) {
     assert!(out.len().is_multiple_of(256) && codes.len() * 8 == out.len() * bits);
     let bias = _mm512_set1_epi8(bias);
     for step in 0..out.len() / 256 {
@@ -175,33 +184,50 @@ pub(super) fn unpack(bits: usize, codes: &[u8], bias: i8, out: &mut [u8]) {
     }
 }
 
+/// Blocks of rows, whole tiles of sixteen, whose activations stay in the second-level cache.
+pub(super) fn sweeps(job: &Job<'_>) -> impl Iterator<Item = (usize, usize)> + use<> {
+    let rows = job.activations.rows;
+    let most = (SWEEP_BYTES / job.layout.padded_inputs()).max(16);
+    let block = rows.div_ceil(rows.div_ceil(most)).next_multiple_of(16);
+    (0..rows).step_by(block).map(move |row| (row, (row + block).min(rows)))
+}
+
+/// Unpacks the one or two tiles from `tile` on, and gives how many.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn unpack_pair(job: &Job<'_>, tile: usize, end: usize, bias: i8, panel: &mut [u8]) -> usize {
+    let layout = job.layout;
+    let (tile_bytes, code_bytes) = (layout.padded_inputs() * TILE, layout.tile_code_bytes());
+    let tiles = (end - tile).min(2);
+    for (offset, panel) in panel.chunks_exact_mut(tile_bytes).take(tiles).enumerate() {
+        unpack(layout.bits, &job.weights.codes[(tile + offset) * code_bytes..][..code_bytes], bias, panel);
+    }
+    tiles
+}
+
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn panels(job: &Job<'_>, first: usize, end: usize) {
-    let layout = job.layout;
-    let tile_bytes = layout.padded_inputs() * TILE;
-    let mut panel = vec![0_u8; 2 * tile_bytes];
-    let mut tile = first;
-    while tile < end {
-        let tiles = (end - tile).min(2);
-        for (offset, panel) in panel.chunks_exact_mut(tile_bytes).take(tiles).enumerate() {
-            let codes = &job.weights.codes[(tile + offset) * layout.tile_code_bytes()..][..layout.tile_code_bytes()];
-            unpack(layout.bits, codes, 0, panel);
+    let mut panel = vec![0_u8; 2 * job.layout.padded_inputs() * TILE];
+    for (row_first, row_end) in sweeps(job) {
+        let mut tile = first;
+        while tile < end {
+            let tiles = unpack_pair(job, tile, end, 0, &mut panel);
+            let mut row = row_first;
+            while row < row_end {
+                // SAFETY: the caller's promises are passed on; the rows exist and lie in one tile of rows; the panel holds
+                // the tiles.
+                row += unsafe {
+                    match (row_end - row, tiles) {
+                        (PANEL_ROWS.., 2) => panel_rows::<PANEL_ROWS, 2>(job, tile, row, &panel),
+                        (4.., 2) => panel_rows::<4, 2>(job, tile, row, &panel),
+                        (_, 2) => panel_rows::<1, 2>(job, tile, row, &panel),
+                        (PANEL_ROWS.., _) => panel_rows::<PANEL_ROWS, 1>(job, tile, row, &panel),
+                        (4.., _) => panel_rows::<4, 1>(job, tile, row, &panel),
+                        _ => panel_rows::<1, 1>(job, tile, row, &panel),
+                    }
+                };
+            }
+            tile += tiles;
         }
-        let mut row = 0;
-        while row < job.activations.rows {
-            // SAFETY: the caller's promises are passed on; the rows exist; the panel holds two tiles.
-            row += unsafe {
-                match (job.activations.rows - row, tiles) {
-                    (PANEL_ROWS.., 2) => panel_rows::<PANEL_ROWS, 2>(job, tile, row, &panel),
-                    (4.., 2) => panel_rows::<4, 2>(job, tile, row, &panel),
-                    (_, 2) => panel_rows::<1, 2>(job, tile, row, &panel),
-                    (PANEL_ROWS.., _) => panel_rows::<PANEL_ROWS, 1>(job, tile, row, &panel),
-                    (4.., _) => panel_rows::<4, 1>(job, tile, row, &panel),
-                    _ => panel_rows::<1, 1>(job, tile, row, &panel),
-                }
-            };
-        }
-        tile += tiles;
     }
 }
 
@@ -219,7 +245,7 @@ unsafe fn panel_rows<const ROWS: usize, const TILES: usize>(
     let mut results = [[_mm512_setzero_ps(); TILES]; ROWS];
     // SAFETY: as in `tile_rows`; the panel holds `TILES` unpacked tiles, and rows first..first+ROWS exist.
     unsafe {
-        let inputs = activations.codes.as_ptr().add(first * activations.stride);
+        let inputs = activations.codes.as_ptr().add(activations.row_offset(first));
         for group in 0..groups {
             let (start, end) = job.group_bounds(group);
             let mut sums = [[_mm512_setzero_si512(); TILES]; ROWS];
@@ -233,8 +259,10 @@ unsafe fn panel_rows<const ROWS: usize, const TILES: usize>(
                 for (index, codes) in codes.iter_mut().enumerate() {
                     *codes = _mm512_loadu_si512(panel.as_ptr().add(index * tile_bytes + input * TILE).cast());
                 }
+                let offset = activations.input_offset(input);
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    let broadcast = _mm512_set1_epi32(read_four(inputs.add(row * activations.stride + input)));
+                    // The rows lie in one tile of rows, a line apart.
+                    let broadcast = _mm512_set1_epi32(read_four(inputs.add(row * 64 + offset)));
                     for (sum, codes) in sums.iter_mut().zip(&codes) {
                         *sum = _mm512_dpbusd_epi32(*sum, *codes, broadcast);
                     }

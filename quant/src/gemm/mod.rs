@@ -34,8 +34,6 @@ use rayon::prelude::*;
 
 use crate::codec::CodecError;
 use crate::dispatch::Path;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use activations::ROWS_PAD;
 pub use activations::{ActivationScaling, QuantizedActivations, ROWS_MAX};
 pub use packed::{INPUTS_MAX, OUTPUTS_MAX, PackedWeights};
 use packed::{Layout, Regions, TILE};
@@ -243,8 +241,9 @@ impl Job<'_> {
         assert!(self.weights.codes.len() == layout.tiles() * layout.tile_code_bytes());
         assert!(self.weights.scales.len() == layout.tiles() * layout.tile_scale_bytes());
         assert!(!layout.has_minimums || self.weights.minimums.len() == self.weights.scales.len());
-        assert!(activations.stride >= layout.padded_inputs() && activations.groups == layout.groups());
-        assert!(activations.codes.len() == activations.rows.next_multiple_of(ROWS_PAD) * activations.stride);
+        assert!(activations.padded_inputs == layout.padded_inputs() && activations.groups == layout.groups());
+        let padded_rows = activations.rows.next_multiple_of(activations.tile_rows);
+        assert!(activations.codes.len() == padded_rows * activations.padded_inputs);
         assert!(activations.scales.len() == activations.rows * activations.groups);
         assert!(activations.sums.len() == activations.scales.len());
         assert!(activations.weighted_sums.len() == activations.scales.len());

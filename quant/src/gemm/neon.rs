@@ -70,6 +70,8 @@ unsafe fn tile_rows<const BITS: usize, const ROWS: usize>(job: &Job<'_>, tile: u
     // What is left of the offset once 8-bit codes are signed.
     let offset = if BITS == 8 { layout.offset - 128 } else { layout.offset };
     let mut results = [[vdupq_n_f32(0.0); 4]; ROWS];
+    let inputs: [*const i8; ROWS] =
+        std::array::from_fn(|row| activations.codes.as_ptr().wrapping_add(activations.row_offset(first + row)));
     for group in 0..groups {
         let (start, end) = job.group_bounds(group);
         let mut sums = [[vdupq_n_s32(0); 4]; ROWS];
@@ -82,12 +84,12 @@ unsafe fn tile_rows<const BITS: usize, const ROWS: usize>(job: &Job<'_>, tile: u
             // SAFETY: `Job::check` holds the lengths: codes of `tiles` tiles, padded activations of each row.
             unsafe {
                 let step = job.weights.codes.as_ptr().add(tile * layout.tile_code_bytes() + input * 2 * BITS);
-                let inputs = activations.codes.as_ptr().add(first * activations.stride + input);
+                let offset = activations.input_offset(input);
                 for quad in 0..4 {
                     for quarter in 0..4 {
                         let codes = codes_of::<BITS>(step, quad, quarter);
                         for (row, sums) in sums.iter_mut().enumerate() {
-                            let four = read_four(inputs.add(row * activations.stride + quad * 4));
+                            let four = read_four(inputs[row].add(offset + quad * 4));
                             let broadcast = vreinterpretq_s8_s32(vdupq_n_s32(four));
                             sums[quarter] = sdot(sums[quarter], codes, broadcast);
                         }

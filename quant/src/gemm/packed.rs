@@ -5,7 +5,7 @@
 //! padded with zero codes to a multiple of 64. Scales and minimums are 16-bit floats, `[tile, group, 16]`.
 //!
 //! ```text
-//! bytes  0..4   "MQT1"            12..16  group length, 0 for a whole row
+//! bytes  0..4   "MQT1"            12..16  group length
 //!        4      bits              16..24  outputs
 //!        5      1 with minimums   24..32  inputs
 //!        6      offset of codes   32..64  zero
@@ -27,6 +27,9 @@ pub(crate) const INPUTS_PAD: usize = 64;
 pub const INPUTS_MAX: usize = 1 << 16;
 /// A layer has at most this many outputs; the largest vocabularies are a tenth of it.
 pub const OUTPUTS_MAX: usize = 1 << 22;
+/// Where a whole row (or matrix) shares a scale, it is repeated for groups of this many inputs: a few hundredths of a bit for
+/// kernels that know nothing but groups, whose parts fit the first-level cache.
+const WHOLE_ROW_GROUP: usize = 512;
 const HEADER_BYTES: usize = 64;
 const MAGIC: [u8; 4] = *b"MQT1";
 
@@ -39,7 +42,7 @@ pub(crate) struct Layout {
     pub(crate) offset: i32,
     pub(crate) outputs: usize,
     pub(crate) inputs: usize,
-    /// Inputs that share a scale; the padded inputs when a whole row does.
+    /// Inputs that share a scale.
     pub(crate) group: usize,
 }
 
@@ -78,8 +81,8 @@ impl Layout {
         if inputs > INPUTS_MAX || outputs > OUTPUTS_MAX {
             return Err(GemmError::Dimensions { outputs, inputs });
         }
-        if group != self.padded_inputs().max(INPUTS_PAD) && !matches!(group, 32 | 64 | 128 | 256) {
-            return Err(GemmError::Header { problem: "group length is not 0, 32, 64, 128 or 256" });
+        if !matches!(group, 32 | 64 | 128 | 256 | WHOLE_ROW_GROUP) {
+            return Err(GemmError::Header { problem: "group length is not 32, 64, 128, 256 or 512" });
         }
         Ok(())
     }
@@ -126,10 +129,9 @@ impl PackedWeights {
     pub fn from_quantized(quantized: &Quantized) -> Result<Self, GemmError> {
         let spec = quantized.spec();
         let inputs = quantized.columns();
-        let whole_row = inputs.next_multiple_of(INPUTS_PAD).max(INPUTS_PAD);
         let group = match spec.granularity {
             Granularity::Group(size) => size as usize,
-            Granularity::OutChannel | Granularity::Tensor => whole_row,
+            Granularity::OutChannel | Granularity::Tensor => WHOLE_ROW_GROUP,
             Granularity::InChannel => return Err(GemmError::InputScales),
         };
         let has_minimums = spec.scheme == Scheme::ScaleMin;
@@ -138,7 +140,7 @@ impl PackedWeights {
         layout.validate()?;
         let mut lines = vec![Line([0; 64]); layout.offsets()[3] / 64];
         let bytes = lines.as_flattened_mut();
-        write_header(layout, whole_row, bytes);
+        write_header(layout, bytes);
         fill(quantized, layout, bytes)?;
         Ok(Self { layout, storage: Storage::Owned(lines.into()) })
     }
@@ -181,7 +183,7 @@ impl PackedWeights {
         self.layout.bits
     }
 
-    /// Inputs that share a scale; for a whole row, the inputs padded to a multiple of 64.
+    /// Inputs that share a stored scale; 512 where a whole row does.
     pub fn group(&self) -> usize {
         self.layout.group
     }
@@ -281,13 +283,12 @@ impl FlattenMut for [Line] {
     }
 }
 
-fn write_header(layout: Layout, whole_row: usize, bytes: &mut [u8]) {
-    let group = if layout.group == whole_row && !matches!(whole_row, 64 | 128 | 256) { 0 } else { layout.group as u32 };
+fn write_header(layout: Layout, bytes: &mut [u8]) {
     bytes[..4].copy_from_slice(&MAGIC);
     bytes[4] = layout.bits as u8;
     bytes[5] = u8::from(layout.has_minimums);
     bytes[6] = layout.offset as u8;
-    bytes[12..16].copy_from_slice(&group.to_le_bytes());
+    bytes[12..16].copy_from_slice(&(layout.group as u32).to_le_bytes());
     bytes[16..24].copy_from_slice(&(layout.outputs as u64).to_le_bytes());
     bytes[24..32].copy_from_slice(&(layout.inputs as u64).to_le_bytes());
 }
@@ -312,7 +313,6 @@ fn read_header(bytes: &[u8]) -> Result<Layout, GemmError> {
         return Err(GemmError::Dimensions { outputs, inputs });
     }
     let group = u32::from_le_bytes(header[12..16].try_into().expect("four bytes")) as usize;
-    let group = if group == 0 { inputs.next_multiple_of(INPUTS_PAD).max(INPUTS_PAD) } else { group };
     let (bits, has_minimums, offset) = (usize::from(header[4]), header[5] == 1, i32::from(header[6]));
     let offset_allowed = match (has_minimums, bits) {
         (true, _) => offset == 0,

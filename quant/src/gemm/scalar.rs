@@ -14,11 +14,11 @@ pub(super) fn run(job: &Job<'_>, first: usize, end: usize) {
                 *code = i32::from(job.weights.code(layout, tile, lane, input)) - layout.offset;
             }
             for (row, result) in results.iter_mut().enumerate() {
-                let inputs = &activations.codes[row * activations.stride..][..layout.padded_inputs()];
+                let inputs = &activations.codes[activations.row_offset(row)..];
                 for group in 0..layout.groups() {
                     let (start, end) = job.group_bounds(group);
-                    let pairs = codes[start..end].iter().zip(&inputs[start..end]);
-                    let dot: i32 = pairs.map(|(code, input)| code * i32::from(*input)).sum();
+                    let product = |input| codes[input] * i32::from(inputs[activations.input_offset(input)]);
+                    let dot: i32 = (start..end).map(product).sum();
                     let (scale, minimum) = job.weights.params(layout, tile, lane, group);
                     let at = row * layout.groups() + group;
                     result[lane] = (dot as f32 * activations.scales[at]).mul_add(scale, result[lane]);
