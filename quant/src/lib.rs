@@ -14,14 +14,19 @@
 //!
 //! Every kernel has a scalar form that defines its result; the SIMD forms give the same bits. [`dispatch::Path`] says which
 //! forms this processor can run. Reading order: [`dispatch`], [`scan`], [`codec`],
-//! [`gemm`].
+//! [`gemm`]; then what chooses codes well: [`calibrate`], [`gptq`], [`rotate`], [`search`].
 
+pub mod calibrate;
 pub mod codec;
 pub mod dispatch;
 pub mod gemm;
+pub mod gptq;
+mod linalg;
 mod parallel;
 pub mod probe;
+pub mod rotate;
 pub mod scan;
+pub mod search;
 
 pub use codec::{Fit, Granularity, Quantized, Scheme, Spec, Width};
 pub use dispatch::Path;

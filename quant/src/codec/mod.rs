@@ -15,6 +15,9 @@ use half::f16;
 use serde::{Deserialize, Serialize};
 
 use crate::dispatch::Path;
+pub(crate) use decode::decode_one;
+pub(crate) use encode::encode_one;
+pub(crate) use fit::fit_group;
 
 /// A matrix has at most this many weights; 7-billion-parameter models stay far below it in each tensor.
 pub const WEIGHTS_MAX: usize = 1 << 34;
