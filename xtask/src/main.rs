@@ -56,7 +56,7 @@ fn main() -> ExitCode {
         Task::Demo(passed) => later::program(&workspace, "demo", &passed, true),
         Task::Bench(passed) => later::bench(&workspace, &passed),
         Task::Fuzz(passed) => later::program(&workspace, "fuzz", &passed, false),
-        Task::Cross(passed) => later::program(&workspace, "cross", &passed, false),
+        Task::Cross(passed) => later::cross(&workspace, &passed),
         Task::Torture(passed) => later::program(&workspace, "torture", &passed, false),
         Task::Soak(passed) => later::program(&workspace, "soak", &passed, false),
     });

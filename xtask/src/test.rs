@@ -104,7 +104,7 @@ impl Suite<'_> {
     fn clippy(&mut self, members: &[String]) {
         self.step("clippy", |root| {
             let mut command = cargo(root);
-            command.arg("clippy").args(members).args(["--all-targets", "--quiet", "--", "-D", "warnings"]);
+            command.arg("clippy").args(members).args(["--all-targets", "--keep-going", "--", "-D", "warnings"]);
             Ok(Outcome::Check { passed: status(&mut command)?.success() })
         });
     }
