@@ -132,7 +132,7 @@ pub enum Command {
         /// The situation.
         situation: Option<Embedding>,
     },
-    /// Take a card in, by [`SkillCard::import`]. Its file must be there.
+    /// Take a card in, by [`SkillCard::import`]. Its file must be there and hash to the card's `file_hash`.
     Import {
         /// The card.
         card: Box<SkillCard>,

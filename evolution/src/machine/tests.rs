@@ -262,6 +262,8 @@ fn forgetful_adapters_are_scaled_until_they_keep() {
     world.arms = GOOD;
     world.finish();
     assert_eq!(world.stages().last(), Some(&Stage::Shadow));
+    let row = world.rows.last().unwrap();
+    assert!((row.numbers["uses"] - 1.0).abs() < 1e-9 && row.numbers["alpha"] < 0.01, "the texts were used before");
     let entry = world.evolution.state().registry.iter().next().unwrap();
     assert!((entry.card.scale - 0.5).abs() < 1e-9);
 }
@@ -717,4 +719,22 @@ fn a_job_guards_the_text_of_neighbouring_contexts_that_an_adapter_serves() {
     let spec = world.evolution.state().job.clone().unwrap().spec;
     assert_eq!(spec.guard.len(), 16);
     assert!(spec.guard.iter().all(|guarded| *guarded <= memory(60) && !spec.train.contains(guarded)));
+}
+
+#[test]
+fn a_newcomer_must_beat_what_serves_and_not_only_the_base() {
+    let mut world = World::new(21);
+    let first = world.commit(0);
+    world.arms = Arms { gain: 0.16, ..GOOD };
+    world.write(0, 30);
+    world.send(Event::Command(Command::RunNow { situation: Some(situation(0)) }));
+    world.finish();
+    assert_eq!(world.stages().last(), Some(&Stage::Shadow));
+    // Both beat the base by as much: there is no reason to change.
+    while let Some((context, adapters)) = world.evolution.watched(&situation(0)).filter(|(_, all)| all.len() == 2) {
+        let adapted = adapters.iter().map(|adapter| (*adapter, 2.9)).collect();
+        world.send(Event::Scored { context, tokens: 50, base_loss: 3.0, adapted });
+    }
+    assert_eq!(world.stages().last(), Some(&Stage::Reject));
+    assert_eq!(world.evolution.route(&situation(0)).unwrap().adapter, first);
 }
