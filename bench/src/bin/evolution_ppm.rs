@@ -1,80 +1,101 @@
 //! The cache that the evolution loop must beat: bits a character on a person's stream, per tenth, of models that were
 //! frozen after the first tenth and of the same models that go on learning.
 //!
-//! `cargo run --release -p mneme-bench --bin evolution_ppm [FILE.jsonl.gz]`; without a file it reads
-//! `../shared/eval/pepys/diary_1660_1665.jsonl.gz` (or below `MNEME_SHARED`). Lines are `{"text": ...}` in order of time.
+//! `cargo run --release -p mneme-bench --bin evolution_ppm -- [--base FILE] [FILE ...]`
+//!
+//! A file is a diary (`.jsonl.gz`, lines of `{"text": ...}` in order of time) or a chat (`.json`, sessions of turns; each
+//! speaker is a stream of their own). Streams of several files are pooled tenth by tenth. `--base` names a `.jsonl.zst` of
+//! other people's text that both models read first. Without files: the diary below `../shared` (or `MNEME_SHARED`).
 #![expect(clippy::print_stdout, reason = "a bench prints its table")]
 
-use std::io::{BufRead, BufReader};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use mneme_evolution::ppm::Ppm;
-use mneme_evolution::prequential::{Pair, Part, by_part, measure, split};
+use mneme_evolution::prequential::{Pair, Part, measure, split};
 
 /// Parts of the stream.
 const PARTS: usize = 10;
-/// Bytes of a line at most: a longer one is no diary entry.
-const LINE_BYTES_MAX: usize = 4 << 20;
+/// Bytes of a line or a chat at most: a longer one is no entry.
+const ENTRY_BYTES_MAX: usize = 16 << 20;
+/// Characters of base text that are read: about a million contexts, 100 MB.
+const BASE_CHARS_MAX: usize = 1_000_000;
+
+type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
-    let path = std::env::args_os().nth(1).map_or_else(default_file, PathBuf::from);
-    let texts = match read(&path) {
-        Ok(texts) => texts,
+    match run(std::env::args_os().skip(1)) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
-            return ExitCode::FAILURE;
+            ExitCode::FAILURE
         }
-    };
-    let chars: Vec<u64> = texts.iter().map(|text| text.chars().count() as u64).collect();
-    let ranges = split(&chars, PARTS);
-    let first = ranges.first().map_or(0, |range| range.end);
-    println!("{} entries, {} characters in {}", texts.len(), chars.iter().sum::<u64>(), path.display());
-
-    let unigram = costs(&texts, first, 0);
-    let ppm = costs(&texts, first, 6);
-
-    let pairs = |baseline: &[f64], arm: &[f64]| -> Vec<Pair> {
-        let bits = baseline.iter().zip(arm);
-        bits.zip(&chars).map(|((b, a), chars)| Pair { chars: *chars, baseline_bits: *b, arm_bits: *a }).collect()
-    };
-    table("unigram: frozen after the first tenth, against learning", &pairs(&unigram.frozen, &unigram.learning), first);
-    table("order-6 PPM: frozen after the first tenth, against learning", &pairs(&ppm.frozen, &ppm.learning), first);
-    ExitCode::SUCCESS
-}
-
-/// Bits of each entry.
-struct Costs {
-    frozen: Vec<f64>,
-    learning: Vec<f64>,
-}
-
-/// Costs of every entry under a model that learns on, and under one that stops after `first` entries.
-fn costs(texts: &[String], first: usize, order: usize) -> Costs {
-    let mut learning = Ppm::new(order);
-    let mut frozen: Option<Ppm> = None;
-    let mut costs = Costs { frozen: Vec::new(), learning: Vec::new() };
-    for (index, text) in texts.iter().enumerate() {
-        if index == first {
-            frozen = Some(learning.clone());
-        }
-        // Entries are separate documents: the line break stands for the boundary in both models.
-        let frozen_bits = frozen.as_ref().map(|model| model.cost("\n", text));
-        let bits = learning.learn(text);
-        learning.learn("\n");
-        costs.frozen.push(frozen_bits.unwrap_or(bits));
-        costs.learning.push(bits);
     }
-    costs
 }
 
-fn table(title: &str, pairs: &[Pair], first: usize) {
+fn run(mut arguments: impl Iterator<Item = OsString>) -> Result<(), Failure> {
+    let (mut files, mut base) = (Vec::new(), Vec::new());
+    while let Some(argument) = arguments.next() {
+        if argument == "--base" {
+            base = base_texts(Path::new(&arguments.next().ok_or("--base needs a file")?))?;
+        } else {
+            files.push(PathBuf::from(argument));
+        }
+    }
+    if files.is_empty() {
+        files.push(default_file());
+    }
+    let streams: Vec<Vec<String>> = files.iter().map(|file| streams(file)).collect::<Result<Vec<_>, _>>()?.concat();
+    let chars = |texts: &[String]| texts.iter().map(|text| text.chars().count()).sum::<usize>();
+    let total: usize = streams.iter().map(|texts| chars(texts)).sum();
+    println!("{} streams, {total} characters; {} characters of base text", streams.len(), chars(&base));
+    for (name, order) in [("unigram", 0), ("order-6 PPM", 6)] {
+        let mut model = Ppm::new(order);
+        for text in &base {
+            model.learn(text);
+            model.learn("\n");
+        }
+        let mut parts = vec![Vec::new(); PARTS];
+        for texts in &streams {
+            for (part, pairs) in parts.iter_mut().zip(costs(texts, model.clone())) {
+                part.extend(pairs);
+            }
+        }
+        table(&format!("{name}: frozen after the first tenth, against learning"), &parts);
+    }
+    Ok(())
+}
+
+/// Costs of the entries of every tenth under a model that stops learning after the first one, and under one that goes on.
+fn costs(texts: &[String], mut learning: Ppm) -> Vec<Vec<Pair>> {
+    let chars: Vec<u64> = texts.iter().map(|text| text.chars().count() as u64).collect();
+    let mut frozen: Option<Ppm> = None;
+    let mut parts = Vec::new();
+    for range in split(&chars, PARTS) {
+        let mut pairs = Vec::new();
+        for (text, chars) in texts[range.clone()].iter().zip(&chars[range]) {
+            // Entries are separate documents: the line break stands for the boundary in both models.
+            let frozen_bits = frozen.as_ref().map(|model| model.cost("\n", text));
+            let bits = learning.learn(text);
+            learning.learn("\n");
+            pairs.push(Pair { chars: *chars, baseline_bits: frozen_bits.unwrap_or(bits), arm_bits: bits });
+        }
+        frozen.get_or_insert_with(|| learning.clone());
+        parts.push(pairs);
+    }
+    parts
+}
+
+fn table(title: &str, parts: &[Vec<Pair>]) {
     println!("\n{title}");
     println!("tenth  entries  frozen bpc  learning bpc  gain %  95% interval");
-    for (index, part) in by_part(pairs, PARTS, 1).iter().enumerate() {
-        row(&format!("{:>5}", index + 1), part);
+    for (index, pairs) in parts.iter().enumerate() {
+        row(&format!("{:>5}", index + 1), &measure(pairs, 1));
     }
-    row("2..10", &measure(pairs.get(first..).unwrap_or_default(), 1));
+    row("2..10", &measure(&parts[1..].concat(), 1));
 }
 
 fn row(name: &str, part: &Part) {
@@ -93,14 +114,27 @@ fn default_file() -> PathBuf {
     shared.join("eval/pepys/diary_1660_1665.jsonl.gz")
 }
 
-fn read(path: &Path) -> Result<Vec<String>, Box<dyn std::error::Error>> {
+/// The streams of a file: one of a diary, one per speaker of a chat.
+fn streams(path: &Path) -> Result<Vec<Vec<String>>, Failure> {
     let file = fs_err::File::open(path)?;
-    let mut texts = Vec::new();
-    for line in BufReader::new(flate2::read::GzDecoder::new(file)).split(b'\n') {
+    if path.extension().is_some_and(|extension| extension == "json") {
+        return chat(file);
+    }
+    Ok(vec![lines(BufReader::new(flate2::read::GzDecoder::new(file)), usize::MAX)?])
+}
+
+fn base_texts(path: &Path) -> Result<Vec<String>, Failure> {
+    lines(BufReader::new(zstd::Decoder::new(fs_err::File::open(path)?)?), BASE_CHARS_MAX)
+}
+
+/// The texts of JSON lines, until this many bytes of text were read.
+fn lines(reader: impl BufRead, limit: usize) -> Result<Vec<String>, Failure> {
+    let (mut texts, mut read) = (Vec::new(), 0_usize);
+    for line in reader.split(b'\n') {
         let line = line?;
-        if line.len() > LINE_BYTES_MAX {
+        if line.len() > ENTRY_BYTES_MAX {
             return Err(format!(
-                "line {} has {} bytes, at most {LINE_BYTES_MAX} are read",
+                "line {} has {} bytes, read are at most {ENTRY_BYTES_MAX}",
                 texts.len() + 1,
                 line.len()
             )
@@ -111,7 +145,30 @@ fn read(path: &Path) -> Result<Vec<String>, Box<dyn std::error::Error>> {
         }
         let value: serde_json::Value = serde_json::from_slice(&line)?;
         let text = value.get("text").and_then(serde_json::Value::as_str);
-        texts.push(text.ok_or_else(|| format!("line {} has no text", texts.len() + 1))?.to_owned());
+        let text = text.ok_or_else(|| format!("line {} has no text", texts.len() + 1))?;
+        read = read.saturating_add(text.len());
+        texts.push(text.to_owned());
+        if read >= limit {
+            break;
+        }
     }
     Ok(texts)
+}
+
+/// What each speaker of a chat said, in order.
+fn chat(file: fs_err::File) -> Result<Vec<Vec<String>>, Failure> {
+    let mut bytes = Vec::new();
+    file.take(ENTRY_BYTES_MAX as u64).read_to_end(&mut bytes)?;
+    let value: serde_json::Value = serde_json::from_slice(&bytes)?;
+    let list = |value: &serde_json::Value, key: &str| value.get(key).and_then(|v| v.as_array()).cloned();
+    let mut speakers: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for session in list(&value, "sessions").ok_or("chat has no sessions")? {
+        for turn in list(&session, "turns").unwrap_or_default() {
+            let field = |key: &str| turn.get(key).and_then(serde_json::Value::as_str).map(str::to_owned);
+            if let (Some(speaker), Some(text)) = (field("speaker"), field("text")) {
+                speakers.entry(speaker).or_default().push(text);
+            }
+        }
+    }
+    Ok(speakers.into_values().collect())
 }
