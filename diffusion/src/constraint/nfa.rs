@@ -7,6 +7,9 @@ use std::collections::HashMap;
 
 use super::{ByteDfa, ConstraintError, Limits};
 
+/// Members of all state sets of one determinisation at most: it bounds memory (64 MiB) and time where few sets are very large.
+const SET_MEMBERS_MAX: usize = 16 << 20;
+
 /// A state of the automaton.
 pub(super) type Node = usize;
 
@@ -110,8 +113,13 @@ impl Nfa {
         let mut ids: HashMap<Vec<u32>, u32> = HashMap::from([(start.clone(), 0)]);
         let mut order = vec![start];
         let (mut table, mut accepting) = (Vec::new(), Vec::new());
+        let mut members = 0_usize;
         let mut index = 0;
         while index < order.len() {
+            members += order[index].len();
+            if members > SET_MEMBERS_MAX {
+                return Err(ConstraintError::TooLarge { what: "members of state sets", limit: SET_MEMBERS_MAX });
+            }
             let mut targets: Vec<Vec<u32>> = vec![Vec::new(); class_count];
             for &state in &order[index] {
                 for &(low, high, to) in &self.ranges[state as usize] {
@@ -132,10 +140,11 @@ impl Nfa {
                     (order.len() - 1) as u32
                 });
             }
-            table.extend(class_of.iter().map(|&class| by_class[usize::from(class)]));
+            // Checked before the table grows by another row.
             if order.len() > self.limits.states {
                 return Err(ConstraintError::TooLarge { what: "automaton states", limit: self.limits.states });
             }
+            table.extend(class_of.iter().map(|&class| by_class[usize::from(class)]));
             index += 1;
         }
         ByteDfa::from_table(&table, &accepting)

@@ -221,6 +221,76 @@ fn rows_of_the_wrong_length_are_refused() {
     assert!(automaton.mask(automaton.start(), 0, &mut row).is_err());
 }
 
+/// Pieces that expressions and schemas are made of, in any order: nearly right more often than random bytes are.
+fn scraps() -> impl Strategy<Value = String> {
+    let scrap = prop::sample::select(vec![
+        "{",
+        "}",
+        "[",
+        "]",
+        "(",
+        ")",
+        "\"type\":",
+        "\"object\"",
+        "\"string\"",
+        "\"items\":",
+        "\"$ref\":\"#\"",
+        "\"properties\":{",
+        "\"a\":",
+        "\"required\":[\"a\"]",
+        "\"anyOf\":[",
+        "\"enum\":[1,null]",
+        "\"pattern\":\"",
+        "\"minLength\":3",
+        "\"maxItems\":1e99",
+        "\"minimum\":-1e308",
+        ",",
+        ":",
+        "\"",
+        "true",
+        "-0.5",
+        "*",
+        "+",
+        "?",
+        "|",
+        "\\d",
+        "\\",
+        "^",
+        "$",
+        "{2,3}",
+        "(?i)",
+        "[^",
+        "é",
+        "a-",
+        "\u{0}",
+        "&&",
+    ]);
+    prop::collection::vec(scrap, 0..14).prop_map(|scraps| scraps.concat())
+}
+
+proptest! {
+    #[test]
+    fn no_expression_and_no_schema_panics(scraps in scraps(), inside: bool) {
+        let tight = Limits { states: 500, nfa_states: 5_000, ..limits() };
+        let _ = ByteDfa::regex(&scraps, tight);
+        let schema = if inside { format!("{{{scraps}}}") } else { scraps.clone() };
+        let _ = ByteDfa::json_schema(&schema, tight);
+        let pattern = serde_json::json!({"type": "string", "pattern": scraps, "maxLength": 3});
+        let _ = ByteDfa::json_schema(&pattern.to_string(), tight);
+    }
+}
+
+#[test]
+fn a_search_that_would_not_fit_in_memory_is_refused() {
+    let dfa = ByteDfa::regex("[ab]{0,8000}", limits()).unwrap();
+    for ending in [Some(END), None] {
+        let automaton = TokenAutomaton::new(dfa.clone(), vocabulary(&TOKENS), ending, limits()).unwrap();
+        let result = best_path(&automaton, &vec![Place::Unknown; 8_000]);
+        let refused = matches!(result, Err(ConstraintError::TooLarge { .. }));
+        assert!(refused, "{:?}", result.map(|path| path.tokens.len()));
+    }
+}
+
 #[test]
 fn the_cache_is_bounded() {
     let tight = Limits { cache_bytes: 8, ..limits() };

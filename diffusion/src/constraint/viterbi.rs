@@ -33,8 +33,11 @@ pub struct Path {
 /// Stands for `-inf` and NaN: such a token is taken only when nothing else completes the text.
 const HOPELESS: f32 = -1e9;
 
+/// Ways that one search may keep (12 bytes each): places times the states in reach.
+const WAYS_MAX: usize = 16 << 20;
+
 /// Finds the tokens of a hole with the largest sum of logits among all that match the constraint. Ties go to the lower state, then to the
-/// lower token. Fails when nothing matches.
+/// lower token. Fails when nothing matches, or when hole and automaton are both so large that the search would not fit in memory.
 pub fn best_path(automaton: &TokenAutomaton, places: &[Place<'_>]) -> Result<Path, ConstraintError> {
     let expected = automaton.vocabulary().tokens();
     for place in places {
@@ -55,6 +58,8 @@ pub fn best_path(automaton: &TokenAutomaton, places: &[Place<'_>]) -> Result<Pat
     // For each place the way into each state that was reached, by state: (state, state before, token).
     let mut ways: Vec<Vec<(StateId, StateId, u32)>> = Vec::with_capacity(places.len());
     let mut active = vec![automaton.start()];
+    let too_large = ConstraintError::TooLarge { what: "places times states", limit: WAYS_MAX };
+    let mut kept = 0_usize;
     for (index, place) in places.iter().enumerate() {
         let left = places.len() - index - 1;
         let mut next = vec![f64::NEG_INFINITY; states];
@@ -104,6 +109,10 @@ pub fn best_path(automaton: &TokenAutomaton, places: &[Place<'_>]) -> Result<Pat
             }
         }
         reached.sort_unstable();
+        kept += reached.len();
+        if kept > WAYS_MAX {
+            return Err(too_large);
+        }
         ways.push(reached.iter().map(|&state| (state, way[state as usize].0, way[state as usize].1)).collect());
         active = reached;
         scores = next;
@@ -137,6 +146,9 @@ fn viability(
             distances.push(automaton.tokens_to_accept(state)?.unwrap_or(usize::MAX));
         }
     } else {
+        if places.saturating_mul(automaton.states()) > WAYS_MAX {
+            return Err(ConstraintError::TooLarge { what: "places times states", limit: WAYS_MAX });
+        }
         table.push(automaton.viable(0)?);
         for left in 1..=places {
             let after = &table[left - 1];
