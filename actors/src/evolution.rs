@@ -225,6 +225,8 @@ impl Actor for EvolutionActor {
                 result.map(|_| ())
             }
             Message::Command(request) => {
+                // An order may come before the first tick.
+                state.tick(&myself).await?;
                 let notices = state.happened(&myself, Event::Command(request.input)).await?;
                 let stage = state.evolution.state().stage();
                 let _ = request.reply.send(Ok((stage, words_of(&notices, &state.evolution, state.now()))));
@@ -393,13 +395,19 @@ impl State {
         }
     }
 
-    async fn tick(&mut self, myself: &ActorRef<Message>) -> Result<(), ActorProcessingErr> {
+    /// Tells the loop of an engine that it has not seen yet.
+    async fn see_engine(&mut self, myself: &ActorRef<Message>) -> Result<(), ActorProcessingErr> {
         let info = self.arguments.engine.info();
         if !info.trains.is_empty() && self.engine_seen != Some(info.base_hash) {
             self.engine_seen = Some(info.base_hash);
             let event = Event::Engine { base_hash: info.base_hash, trains: info.trains };
             self.happened(myself, event).await?;
         }
+        Ok(())
+    }
+
+    async fn tick(&mut self, myself: &ActorRef<Message>) -> Result<(), ActorProcessingErr> {
+        self.see_engine(myself).await?;
         let on_battery = self.arguments.pause_on_battery && load::on_battery();
         // The job's own work is no reason to stop it: it runs at idle priority.
         let load = if self.job.is_some() { 0.0 } else { load::cpu_pressure() };

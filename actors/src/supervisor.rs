@@ -7,6 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -81,14 +82,14 @@ impl std::fmt::Debug for Child {
 pub(crate) enum Message {
     /// Start that child again.
     Restart(usize),
-    /// No more restarts: the children are being stopped on purpose.
-    Quiesce,
 }
 
 /// What the supervisor starts from.
 pub(crate) struct Arguments {
     pub(crate) children: Vec<Child>,
     pub(crate) fatal: FatalSender,
+    /// True while the children are being stopped on purpose. Shared and no message: the end of a child overtakes messages.
+    pub(crate) quiescing: Arc<AtomicBool>,
 }
 
 /// What the supervisor knows.
@@ -97,7 +98,7 @@ pub(crate) struct State {
     running: HashMap<ActorId, usize>,
     restarts: Vec<VecDeque<Instant>>,
     fatal: FatalSender,
-    quiescing: bool,
+    quiescing: Arc<AtomicBool>,
 }
 
 /// The supervisor.
@@ -115,7 +116,7 @@ impl Actor for Supervisor {
             running: HashMap::new(),
             restarts,
             fatal: arguments.fatal,
-            quiescing: false,
+            quiescing: arguments.quiescing,
         };
         for index in 0..state.children.len() {
             state.start(&myself, index).await?;
@@ -129,10 +130,8 @@ impl Actor for Supervisor {
         message: Message,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
-        match message {
-            Message::Restart(index) => state.restart(&myself, index).await,
-            Message::Quiesce => state.quiescing = true,
-        }
+        let Message::Restart(index) = message;
+        state.restart(&myself, index).await;
         Ok(())
     }
 
@@ -166,7 +165,7 @@ impl State {
         let Some(index) = self.running.remove(&actor) else {
             return;
         };
-        if self.quiescing {
+        if self.quiescing.load(Ordering::Acquire) {
             return;
         }
         let child = &self.children[index];
@@ -196,7 +195,7 @@ impl State {
     }
 
     async fn restart(&mut self, myself: &ActorRef<Message>, index: usize) {
-        if self.quiescing {
+        if self.quiescing.load(Ordering::Acquire) {
             return;
         }
         if let Err(error) = self.start(myself, index).await {

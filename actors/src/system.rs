@@ -1,6 +1,7 @@
 //! The wiring: which actors there are, what each is given, in which order they start and stop.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -68,6 +69,7 @@ pub struct System {
     /// Says why the daemon has to end, once it has.
     pub fatal: Fatal,
     supervisor: ActorRef<Message>,
+    quiescing: Arc<AtomicBool>,
     ended: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -127,7 +129,8 @@ impl System {
                 crate::housekeeper::Arguments { memory: memory.clone(), intervals: options.intervals }
             }),
         ];
-        let arguments = Arguments { children, fatal: fatal_sender };
+        let quiescing = Arc::new(AtomicBool::new(false));
+        let arguments = Arguments { children, fatal: fatal_sender, quiescing: Arc::clone(&quiescing) };
         let (supervisor, ended) =
             Supervisor::spawn(None, Supervisor, arguments).await.map_err(|error| StartError(error.to_string()))?;
         Ok(Self {
@@ -139,6 +142,7 @@ impl System {
             housekeeper,
             fatal,
             supervisor,
+            quiescing,
             ended: Mutex::new(Some(ended)),
         })
     }
@@ -158,7 +162,7 @@ impl System {
     /// Stops all actors, leaves first, memory last: what was acknowledged is on disk when this returns.
     /// A second call finds nothing to stop.
     pub async fn stop(&self) {
-        let _ = self.supervisor.send_message(Message::Quiesce);
+        self.quiescing.store(true, Ordering::Release);
         stop(&self.watcher.slot).await;
         stop(&self.housekeeper.slot).await;
         stop(&self.generator.slot).await;

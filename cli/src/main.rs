@@ -1,3 +1,22 @@
-//! mneme: the command line.
+//! mneme: everything a person does with the daemon, from the command line. A client of the socket like any other.
 
-fn main() {}
+mod args;
+mod commands;
+mod error;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    let arguments = args::Arguments::parse();
+    let out = output::Output::new(arguments.json);
+    match commands::run(arguments, &out) {
+        Ok(code) => code,
+        Err(error) => {
+            out.error(&error);
+            error.exit_code()
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! config check, show, defaults.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use mneme_config::{Config, Sources};
+
+use crate::args::ConfigCommand;
+use crate::error::CommandError;
+use crate::output::{Output, good, line};
+
+pub(super) fn run(out: &Output, command: ConfigCommand) -> Result<(), CommandError> {
+    match command {
+        ConfigCommand::Check { file } => check(out, file),
+        ConfigCommand::Show => {
+            let config = Config::load(&Sources::from_process(None, Vec::new()))?;
+            let keys: BTreeMap<&str, String> = config.print().into_iter().collect();
+            out.result(&keys, |_| config.print().iter().for_each(|(key, value)| line(format!("{key} = {value}"))))
+        }
+        ConfigCommand::Defaults => {
+            line(mneme_config::schema::reference().trim_end());
+            Ok(())
+        }
+    }
+}
+
+fn check(out: &Output, file: Option<PathBuf>) -> Result<(), CommandError> {
+    let sources = Sources::from_process(file, Vec::new());
+    Config::load(&sources)?;
+    let files: Vec<String> =
+        sources.files.iter().filter(|file| file.path.exists()).map(|file| file.path.display().to_string()).collect();
+    out.result(&serde_json::json!({"valid": true, "files": files}), |_| {
+        line(good("configuration is valid"));
+        if files.is_empty() {
+            line("no files: every key has its default");
+        }
+        files.iter().for_each(|file| line(format!("  {file}")));
+    })
+}

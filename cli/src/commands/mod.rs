@@ -1,0 +1,88 @@
+//! The commands, one file for each family.
+
+mod config;
+mod doctor;
+mod evolve;
+mod generate;
+mod memory;
+mod service;
+mod status;
+mod task;
+mod transfer;
+mod watch;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::CommandFactory as _;
+use mneme_client_sdk::blocking::Client;
+use mneme_client_sdk::{CallOptions, ClientOptions, default_socket};
+
+use crate::args::{Arguments, Command};
+use crate::error::CommandError;
+use crate::output::Output;
+
+/// What every command gets.
+pub(crate) struct Session<'a> {
+    pub(crate) out: &'a Output,
+    options: ClientOptions,
+    timeout: Duration,
+}
+
+impl Session<'_> {
+    /// Connects to the daemon.
+    pub(crate) fn client(&self) -> Result<Client, CommandError> {
+        Ok(Client::connect(self.options.clone())?)
+    }
+
+    /// Options of a call with the user's patience.
+    pub(crate) fn call(&self) -> CallOptions {
+        CallOptions { timeout: Some(self.timeout), ..CallOptions::default() }
+    }
+
+    /// The daemon's socket.
+    pub(crate) fn socket(&self) -> &std::path::Path {
+        &self.options.socket
+    }
+}
+
+/// Runs a command.
+pub(crate) fn run(arguments: Arguments, out: &Output) -> Result<ExitCode, CommandError> {
+    let timeout = Duration::from_secs(arguments.timeout.clamp(1, 86_400));
+    let mut options = ClientOptions::new("cli").socket(arguments.socket.unwrap_or_else(default_socket));
+    options.call_timeout = timeout;
+    let session = Session { out, options, timeout };
+    match arguments.command {
+        Command::Status => status::status(&session),
+        Command::Remember(args) => memory::remember(&session, args),
+        Command::Recall(args) => memory::recall(&session, args),
+        Command::Get { id } => memory::get(&session, id),
+        Command::Forget(args) => memory::forget(&session, args),
+        Command::Generate(args) => generate::generate(&session, args),
+        Command::Feedback(args) => generate::feedback(&session, args),
+        Command::Task(command) => task::run(&session, command),
+        Command::Watch(command) => watch::run(&session, command),
+        Command::Evolve(command) => evolve::run(&session, command),
+        Command::Export(args) => transfer::export(&session, args),
+        Command::Import(args) => transfer::import(&session, args),
+        Command::Backup { folder } => transfer::backup(&session, &folder),
+        Command::Compact => transfer::compact(&session),
+        Command::Metrics => status::metrics(&session),
+        Command::Doctor => return doctor::run(&session),
+        Command::Service(command) => service::run(&session, command),
+        Command::Config(command) => config::run(out, command),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "mneme", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Man => clap_mangen::Man::new(Arguments::command()).render(&mut std::io::stdout()).map_err(Into::into),
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// An absolute path for the daemon, which runs in another folder.
+fn absolute(path: &std::path::Path) -> Result<String, CommandError> {
+    let absolute = std::path::absolute(path)?;
+    let text = absolute.to_str().map(str::to_owned);
+    text.ok_or_else(|| CommandError::usage(format!("path {} is not UTF-8", absolute.display())))
+}
