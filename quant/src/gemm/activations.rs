@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::lines::Lines;
 use super::packed::{INPUTS_MAX, INPUTS_PAD, PackedWeights};
 use super::{GemmError, PANEL_ROWS_MIN};
 use crate::dispatch::Path;
@@ -38,7 +39,7 @@ pub struct QuantizedActivations {
     pub(crate) tile_rows: usize,
     pub(crate) groups: usize,
     /// `[row tile, line, tile_rows, 64]`; zero past the inputs and past the rows.
-    pub(crate) codes: Vec<i8>,
+    pub(super) codes: Lines,
     /// `[rows, groups]`: the scale.
     pub(crate) scales: Vec<f32>,
     /// `[rows, groups]`: the sum of the codes.
@@ -97,7 +98,7 @@ impl QuantizedActivations {
             padded_inputs,
             tile_rows,
             groups,
-            codes: vec![0; rows.next_multiple_of(tile_rows) * padded_inputs],
+            codes: Lines::zeroed(rows.next_multiple_of(tile_rows) * padded_inputs),
             scales: vec![0.0; rows * groups],
             sums: vec![0; rows * groups],
             weighted_sums: vec![0.0; rows * groups],
@@ -120,11 +121,11 @@ impl QuantizedActivations {
             Ok::<(), GemmError>(())
         };
         if threads <= 1 || part >= rows {
-            work(0, values, &mut result.codes, &mut result.scales, &mut result.sums)?;
+            work(0, values, result.codes.signed_mut(), &mut result.scales, &mut result.sums)?;
         } else {
             values
                 .par_chunks(part * inputs)
-                .zip(result.codes.par_chunks_mut(part * padded_inputs))
+                .zip(result.codes.signed_mut().par_chunks_mut(part * padded_inputs))
                 .zip(result.scales.par_chunks_mut(part * groups))
                 .zip(result.sums.par_chunks_mut(part * groups))
                 .enumerate()
@@ -159,7 +160,7 @@ impl QuantizedActivations {
         for row in 0..self.rows {
             for input in 0..self.inputs {
                 let scale = self.scales[row * self.groups + input / self.group];
-                out.push(f32::from(self.codes[self.row_offset(row) + self.input_offset(input)]) * scale);
+                out.push(f32::from(self.codes.signed()[self.row_offset(row) + self.input_offset(input)]) * scale);
             }
         }
         out

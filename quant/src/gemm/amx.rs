@@ -11,6 +11,7 @@ use std::arch::x86_64::*;
 
 use super::Job;
 use super::avx512::{sweeps, unpack_pair};
+use super::lines::Lines;
 use super::packed::TILE;
 use crate::dispatch::Path;
 
@@ -71,6 +72,11 @@ impl TileConfig {
 #[repr(C, align(64))]
 struct Sums([[[[i32; TILE]; ROWS]; 2]; 2]);
 
+/// The results of one row and two tiles.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Results([[f32; TILE]; 2]);
+
 /// Computes the outputs of tiles `first..end`.
 pub(super) fn run(job: &Job<'_>, first: usize, end: usize) {
     assert!(Path::Amx.is_available(), "dispatch chose a path that this processor runs");
@@ -95,31 +101,40 @@ unsafe fn panels(job: &Job<'_>, first: usize, end: usize, step: usize) {
     let bias = if layout.bits == 8 { 128_u8 as i8 } else { layout.offset as i8 };
     let correction = if layout.bits == 8 { 128 - layout.offset } else { 0 };
     let chunk = (CHUNK / layout.group).max(1);
-    let mut panel = vec![0_u8; 2 * layout.padded_inputs() * TILE];
+    let mut panel = Lines::zeroed(2 * layout.padded_inputs() * TILE);
     let mut sums = Sums([[[[0; TILE]; ROWS]; 2]; 2]);
     for (row_first, row_end) in sweeps(job) {
-        let mut results = vec![[[0.0_f32; TILE]; 2]; row_end - row_first];
+        let mut results = vec![Results([[0.0; TILE]; 2]); row_end - row_first];
         let mut tile = first;
         while tile < end {
-            let tiles = unpack_pair(job, tile, end, bias, &mut panel);
-            results.fill([[0.0; TILE]; 2]);
+            let tiles = unpack_pair(job, tile, end, bias, panel.bytes_mut());
+            results.fill(Results([[0.0; TILE]; 2]));
+            // The codes of the next two tiles are asked for while these are multiplied, a part at each block.
+            let blocks = layout.groups().div_ceil(chunk) * results.len().div_ceil(ROWS);
+            let next = job.weights.codes.as_ptr().wrapping_add((tile + tiles) * layout.tile_code_bytes());
+            let part = (2 * layout.tile_code_bytes() / 64).div_ceil(blocks);
+            let mut asked = 0;
             for group in (0..layout.groups()).step_by(chunk) {
                 let groups = (group, (group + chunk).min(layout.groups()));
                 for (index, results) in results.chunks_mut(ROWS).enumerate() {
+                    for line in asked..asked + part {
+                        _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line * 64).cast());
+                    }
+                    asked += part;
                     let block = Block { tile, row: row_first + index * ROWS, groups, step, correction };
                     // SAFETY: the caller's promises are passed on; the tiles, groups and rows exist.
                     unsafe {
                         match (tiles == 2, correction != 0) {
-                            (true, false) => block.run::<2, false>(job, &panel, &mut sums, results),
-                            (false, false) => block.run::<1, false>(job, &panel, &mut sums, results),
-                            (true, true) => block.run::<2, true>(job, &panel, &mut sums, results),
-                            (false, true) => block.run::<1, true>(job, &panel, &mut sums, results),
+                            (true, false) => block.run::<2, false>(job, panel.bytes(), &mut sums, results),
+                            (false, false) => block.run::<1, false>(job, panel.bytes(), &mut sums, results),
+                            (true, true) => block.run::<2, true>(job, panel.bytes(), &mut sums, results),
+                            (false, true) => block.run::<1, true>(job, panel.bytes(), &mut sums, results),
                         }
                     }
                 }
             }
             for (row, results) in results.iter().enumerate() {
-                for (index, result) in results.iter().take(tiles).enumerate() {
+                for (index, result) in results.0.iter().take(tiles).enumerate() {
                     job.out.write(row_first + row, tile + index, result);
                 }
             }
@@ -147,7 +162,7 @@ impl Block {
         job: &Job<'_>,
         panel: &[u8],
         sums: &mut Sums,
-        results: &mut [[[f32; TILE]; 2]],
+        results: &mut [Results],
     ) {
         // The products of a group are started before the one before is scaled, so that the two overlap.
         // SAFETY: the caller's promises are passed on.
@@ -175,7 +190,7 @@ impl Block {
         job: &Job<'_>,
         group: usize,
         sums: &[[[i32; TILE]; ROWS]; 2],
-        results: &mut [[[f32; TILE]; 2]],
+        results: &mut [Results],
     ) {
         let (layout, activations) = (job.layout, job.activations);
         let groups = layout.groups();
@@ -202,7 +217,7 @@ impl Block {
                         let sum = activations.sums.as_ptr().add(place).read();
                         dot = _mm512_add_epi32(dot, _mm512_set1_epi32(sum.wrapping_mul(self.correction)));
                     }
-                    let result = results[index].as_mut_ptr();
+                    let result = results.0[index].as_mut_ptr();
                     let dot = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), factor);
                     let mut value = _mm512_fmadd_ps(dot, scales[index], _mm512_loadu_ps(result));
                     if layout.has_minimums {
@@ -233,7 +248,7 @@ macro_rules! multiply {
                 // SAFETY: rows are padded to whole tiles of sixteen, inputs to whole steps; the panel holds `WIDE` tiles; a
                 // register of sums is stored to the sixteen rows of 64 bytes of its buffer.
                 unsafe {
-                    let inputs = activations.codes.as_ptr().add(activations.row_offset(self.row));
+                    let inputs = activations.codes.signed().as_ptr().add(activations.row_offset(self.row));
                     let left = panel.as_ptr();
                     let right = left.wrapping_add(activations.padded_inputs * TILE);
                     asm!(concat!("tilezero ", $left), options(nostack, nomem));

@@ -81,8 +81,9 @@ unsafe fn tile_rows<const BITS: usize, const ROWS: usize>(job: &Job<'_>, tile: u
     // SAFETY: `Job::check` holds the lengths: codes of `tiles` tiles, scales of their groups, padded activations of each row.
     unsafe {
         let codes = job.weights.codes.as_ptr().add(tile * layout.tile_code_bytes());
-        let inputs: [*const i8; ROWS] =
-            std::array::from_fn(|row| activations.codes.as_ptr().wrapping_add(activations.row_offset(first + row)));
+        let inputs: [*const i8; ROWS] = std::array::from_fn(|row| {
+            activations.codes.signed().as_ptr().wrapping_add(activations.row_offset(first + row))
+        });
         for group in 0..groups {
             let (start, end) = job.group_bounds(group);
             let mut sums = [[_mm256_setzero_si256(); 2]; ROWS];

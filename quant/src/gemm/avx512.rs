@@ -9,6 +9,7 @@
 use std::arch::x86_64::*;
 
 use super::activations::read_four;
+use super::lines::Lines;
 use super::packed::TILE;
 use super::{Job, PANEL_ROWS_MIN};
 use crate::dispatch::Path;
@@ -109,7 +110,7 @@ unsafe fn tile_rows<const BITS: usize, const ROWS: usize>(job: &Job<'_>, tile: u
         let codes = job.weights.codes.as_ptr().add(tile * layout.tile_code_bytes());
         let scales = job.weights.scales.as_ptr().add(tile * layout.tile_scale_bytes());
         let minimums = job.weights.minimums.as_ptr().wrapping_add(tile * layout.tile_scale_bytes());
-        let inputs = activations.codes.as_ptr();
+        let inputs = activations.codes.signed().as_ptr();
         for group in 0..groups {
             let (start, end) = job.group_bounds(group);
             let mut sums = [[_mm512_setzero_si512(); 4]; ROWS];
@@ -206,23 +207,23 @@ pub(super) fn unpack_pair(job: &Job<'_>, tile: usize, end: usize, bias: i8, pane
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn panels(job: &Job<'_>, first: usize, end: usize) {
-    let mut panel = vec![0_u8; 2 * job.layout.padded_inputs() * TILE];
+    let mut panel = Lines::zeroed(2 * job.layout.padded_inputs() * TILE);
     for (row_first, row_end) in sweeps(job) {
         let mut tile = first;
         while tile < end {
-            let tiles = unpack_pair(job, tile, end, 0, &mut panel);
+            let tiles = unpack_pair(job, tile, end, 0, panel.bytes_mut());
             let mut row = row_first;
             while row < row_end {
                 // SAFETY: the caller's promises are passed on; the rows exist and lie in one tile of rows; the panel holds
                 // the tiles.
                 row += unsafe {
                     match (row_end - row, tiles) {
-                        (PANEL_ROWS.., 2) => panel_rows::<PANEL_ROWS, 2>(job, tile, row, &panel),
-                        (4.., 2) => panel_rows::<4, 2>(job, tile, row, &panel),
-                        (_, 2) => panel_rows::<1, 2>(job, tile, row, &panel),
-                        (PANEL_ROWS.., _) => panel_rows::<PANEL_ROWS, 1>(job, tile, row, &panel),
-                        (4.., _) => panel_rows::<4, 1>(job, tile, row, &panel),
-                        _ => panel_rows::<1, 1>(job, tile, row, &panel),
+                        (PANEL_ROWS.., 2) => panel_rows::<PANEL_ROWS, 2>(job, tile, row, panel.bytes()),
+                        (4.., 2) => panel_rows::<4, 2>(job, tile, row, panel.bytes()),
+                        (_, 2) => panel_rows::<1, 2>(job, tile, row, panel.bytes()),
+                        (PANEL_ROWS.., _) => panel_rows::<PANEL_ROWS, 1>(job, tile, row, panel.bytes()),
+                        (4.., _) => panel_rows::<4, 1>(job, tile, row, panel.bytes()),
+                        _ => panel_rows::<1, 1>(job, tile, row, panel.bytes()),
                     }
                 };
             }
@@ -245,7 +246,7 @@ unsafe fn panel_rows<const ROWS: usize, const TILES: usize>(
     let mut results = [[_mm512_setzero_ps(); TILES]; ROWS];
     // SAFETY: as in `tile_rows`; the panel holds `TILES` unpacked tiles, and rows first..first+ROWS exist.
     unsafe {
-        let inputs = activations.codes.as_ptr().add(activations.row_offset(first));
+        let inputs = activations.codes.signed().as_ptr().add(activations.row_offset(first));
         for group in 0..groups {
             let (start, end) = job.group_bounds(group);
             let mut sums = [[_mm512_setzero_si512(); TILES]; ROWS];

@@ -25,6 +25,7 @@ pub(crate) mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod lines;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod packed;
@@ -243,7 +244,7 @@ impl Job<'_> {
         assert!(!layout.has_minimums || self.weights.minimums.len() == self.weights.scales.len());
         assert!(activations.padded_inputs == layout.padded_inputs() && activations.groups == layout.groups());
         let padded_rows = activations.rows.next_multiple_of(activations.tile_rows);
-        assert!(activations.codes.len() == padded_rows * activations.padded_inputs);
+        assert!(activations.codes.signed().len() == padded_rows * activations.padded_inputs);
         assert!(activations.scales.len() == activations.rows * activations.groups);
         assert!(activations.sums.len() == activations.scales.len());
         assert!(activations.weighted_sums.len() == activations.scales.len());

@@ -70,8 +70,9 @@ unsafe fn tile_rows<const BITS: usize, const ROWS: usize>(job: &Job<'_>, tile: u
     // What is left of the offset once 8-bit codes are signed.
     let offset = if BITS == 8 { layout.offset - 128 } else { layout.offset };
     let mut results = [[vdupq_n_f32(0.0); 4]; ROWS];
-    let inputs: [*const i8; ROWS] =
-        std::array::from_fn(|row| activations.codes.as_ptr().wrapping_add(activations.row_offset(first + row)));
+    let inputs: [*const i8; ROWS] = std::array::from_fn(|row| {
+        activations.codes.signed().as_ptr().wrapping_add(activations.row_offset(first + row))
+    });
     for group in 0..groups {
         let (start, end) = job.group_bounds(group);
         let mut sums = [[vdupq_n_s32(0); 4]; ROWS];

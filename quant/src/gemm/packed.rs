@@ -17,6 +17,7 @@ use std::sync::Arc;
 use half::f16;
 
 use super::GemmError;
+use super::lines::Lines;
 use crate::codec::{Granularity, Quantized, Scheme, Spec, Width};
 
 /// Outputs in a tile.
@@ -97,14 +98,9 @@ pub struct PackedWeights {
 
 #[derive(Clone)]
 enum Storage {
-    Owned(Arc<[Line]>),
+    Owned(Arc<Lines>),
     Shared(Arc<dyn AsRef<[u8]> + Send + Sync>),
 }
-
-/// A cache line, so that packed matrices in memory start at one.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
 
 impl std::fmt::Debug for PackedWeights {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -138,11 +134,11 @@ impl PackedWeights {
         let offset = if has_minimums { 0 } else { i32::from(spec.width.offset()) };
         let layout = Layout { bits: spec.width.bits(), has_minimums, offset, outputs: quantized.rows(), inputs, group };
         layout.validate()?;
-        let mut lines = vec![Line([0; 64]); layout.offsets()[3] / 64];
-        let bytes = lines.as_flattened_mut();
+        let mut lines = Lines::zeroed(layout.offsets()[3]);
+        let bytes = lines.bytes_mut();
         write_header(layout, bytes);
         fill(quantized, layout, bytes)?;
-        Ok(Self { layout, storage: Storage::Owned(lines.into()) })
+        Ok(Self { layout, storage: Storage::Owned(Arc::new(lines)) })
     }
 
     /// Aliases a packed matrix in other memory, such as a mapped file: nothing is copied, and only the header is read. The
@@ -155,15 +151,15 @@ impl PackedWeights {
     /// Copies a packed matrix out of a slice.
     pub fn from_slice(bytes: &[u8]) -> Result<Self, GemmError> {
         let layout = read_header(bytes)?;
-        let mut lines = vec![Line([0; 64]); bytes.len() / 64];
-        lines.as_flattened_mut().copy_from_slice(bytes);
-        Ok(Self { layout, storage: Storage::Owned(lines.into()) })
+        let mut lines = Lines::zeroed(bytes.len());
+        lines.bytes_mut().copy_from_slice(bytes);
+        Ok(Self { layout, storage: Storage::Owned(Arc::new(lines)) })
     }
 
     /// The packed matrix as bytes, to be stored.
     pub fn as_bytes(&self) -> &[u8] {
         match &self.storage {
-            Storage::Owned(lines) => lines.as_flattened(),
+            Storage::Owned(lines) => lines.bytes(),
             Storage::Shared(bytes) => (**bytes).as_ref(),
         }
     }
@@ -256,30 +252,6 @@ impl Regions<'_> {
         let read =
             |bytes: &[u8]| bytes.get(at..at + 2).map_or(0.0, |two| f16::from_le_bytes([two[0], two[1]]).to_f32());
         (read(self.scales), read(self.minimums))
-    }
-}
-
-trait Flatten {
-    fn as_flattened(&self) -> &[u8];
-}
-
-trait FlattenMut: Flatten {
-    fn as_flattened_mut(&mut self) -> &mut [u8];
-}
-
-#[expect(unsafe_code, reason = "cache lines seen as bytes")]
-impl Flatten for [Line] {
-    fn as_flattened(&self) -> &[u8] {
-        // SAFETY: a line is exactly 64 initialised bytes without padding.
-        unsafe { std::slice::from_raw_parts(self.as_ptr().cast(), size_of_val(self)) }
-    }
-}
-
-#[expect(unsafe_code, reason = "cache lines seen as bytes")]
-impl FlattenMut for [Line] {
-    fn as_flattened_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and every byte pattern is a line.
-        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), size_of_val(self)) }
     }
 }
 

@@ -14,7 +14,7 @@ pub(super) fn run(job: &Job<'_>, first: usize, end: usize) {
                 *code = i32::from(job.weights.code(layout, tile, lane, input)) - layout.offset;
             }
             for (row, result) in results.iter_mut().enumerate() {
-                let inputs = &activations.codes[activations.row_offset(row)..];
+                let inputs = &activations.codes.signed()[activations.row_offset(row)..];
                 for group in 0..layout.groups() {
                     let (start, end) = job.group_bounds(group);
                     let product = |input| codes[input] * i32::from(inputs[activations.input_offset(input)]);
