@@ -1,11 +1,12 @@
 //! The searchable columns beside the store: postings, codes, signatures and filters, none of which hold a text.
 //!
-//! Reading order: [`bitmap`], [`columns`], [`tokens`], [`cues`], [`text`], [`vectors`], [`duplicates`].
+//! Reading order: [`bitmap`], [`columns`], [`tokens`], [`cues`], [`text`], [`vectors`], [`halves`], [`duplicates`].
 
 pub mod bitmap;
 pub mod columns;
 pub mod cues;
 pub mod duplicates;
+pub mod halves;
 pub mod text;
 pub mod tokens;
 pub mod vectors;

@@ -3,11 +3,11 @@
 //! One [`VectorView`] holds one kind of vector (of the text alone, or of the text with its context), row by row beside the
 //! columns. Exact search costs one pass over the codes: 384 bytes a row.
 
-use half::f16;
 use mneme_base::Embedding;
 use mneme_quant::scan::{Query, RowsI8, dot_i8, quantize_row_i8, quantize_row_i8_into, scan_top_k};
 
 use super::bitmap::Bitmap;
+use super::halves::{HalfVectors, Halves};
 
 /// How many more rows than asked for are taken from the int8 scan to be ranked again: its order errs among neighbours only.
 const OVERSAMPLE: usize = 32;
@@ -35,16 +35,16 @@ pub struct VectorView {
     dimensions: usize,
     codes: Vec<i8>,
     scales: Vec<f32>,
-    halves: Vec<f16>,
-    keep_halves: bool,
+    halves: Halves,
+    kind: HalfVectors,
     present: Bitmap,
     count: usize,
 }
 
 impl VectorView {
-    /// An empty view; `keep_halves` keeps half-precision copies for ranking again (2 bytes a component).
-    pub fn new(keep_halves: bool) -> Self {
-        Self { keep_halves, ..Self::default() }
+    /// An empty view that keeps half-precision copies where it is told.
+    pub fn new(kind: HalfVectors) -> Self {
+        Self { halves: Halves::new(&kind), kind, ..Self::default() }
     }
 
     /// Components per vector; 0 before the first.
@@ -65,7 +65,7 @@ impl VectorView {
     /// Puts the vector of a row. A vector of other dimensions than before starts the view anew.
     pub fn set(&mut self, row: u32, embedding: &Embedding) {
         if self.dimensions != embedding.dimensions() {
-            *self = Self::new(self.keep_halves);
+            *self = Self::new(self.kind.clone());
             self.dimensions = embedding.dimensions();
         }
         let (start, end) = (row as usize * self.dimensions, (row as usize + 1) * self.dimensions);
@@ -76,14 +76,7 @@ impl VectorView {
         }
         self.scales[row as usize] = quantize_row_i8_into(embedding.as_slice(), &mut self.codes[start..end])
             .expect("an embedding is finite and has the view's dimensions");
-        if self.keep_halves {
-            if self.halves.len() < end {
-                self.halves.resize(end, f16::ZERO);
-            }
-            for (half, component) in self.halves[start..end].iter_mut().zip(embedding.as_slice()) {
-                *half = f16::from_f32(*component);
-            }
-        }
+        self.halves.set(row as usize, embedding.as_slice());
         if !self.present.contains(row) {
             self.present.insert(row);
             self.count += 1;
@@ -96,10 +89,8 @@ impl VectorView {
             self.present.remove(row);
             self.count -= 1;
             let span = row as usize * self.dimensions..(row as usize + 1) * self.dimensions;
-            self.codes[span.clone()].fill(0);
-            if self.keep_halves {
-                self.halves[span].fill(f16::ZERO);
-            }
+            self.codes[span].fill(0);
+            self.halves.wipe(row as usize, self.dimensions);
         }
     }
 
@@ -110,11 +101,8 @@ impl VectorView {
         let rows = live.iter().take_while(|row| (**row as usize) < self.scales.len()).count();
         for (new, old) in live[..rows].iter().enumerate() {
             let span = *old as usize * size..(*old as usize + 1) * size;
-            self.codes.copy_within(span.clone(), new * size);
+            self.codes.copy_within(span, new * size);
             self.scales[new] = self.scales[*old as usize];
-            if self.keep_halves {
-                self.halves.copy_within(span, new * size);
-            }
             if self.present.contains(*old) {
                 present.insert(new as u32);
             }
@@ -122,9 +110,8 @@ impl VectorView {
         present.grow(rows);
         self.codes.truncate(rows * size);
         self.scales.truncate(rows);
-        self.halves.truncate(if self.keep_halves { rows * size } else { 0 });
         self.codes.shrink_to_fit();
-        self.halves.shrink_to_fit();
+        self.halves.keep(&live[..rows], size);
         self.count = present.count();
         self.present = present;
     }
@@ -146,14 +133,14 @@ impl VectorView {
         let mut mask = self.present.clone();
         mask.intersect(allowed);
         let rows = RowsI8::new(&self.codes, &self.scales, self.dimensions).expect("codes and scales grow together");
-        let wide = if self.keep_halves { k + OVERSAMPLE } else { k };
+        let wide = if self.halves.is_some() { k + OVERSAMPLE } else { k };
         let mut best: Vec<Scored> =
             scan_top_k(rows, Query::new(&query.codes, query.scale), wide, Some(mask.words()), threads)
                 .expect("query and mask have the shape of the rows")
                 .into_iter()
                 .map(|found| Scored { row: found.row, score: found.score })
                 .collect();
-        if self.keep_halves {
+        if self.halves.is_some() {
             for entry in &mut best {
                 entry.score = self.cosine(query, entry.row);
             }
@@ -164,14 +151,10 @@ impl VectorView {
 
     /// The cosine of a row's vector to the query, by the most precise copy at hand; 0 for a row without one.
     pub fn cosine(&self, query: &VectorQuery, row: u32) -> f32 {
-        if !self.keep_halves {
-            return self.near_cosine(query, row);
-        }
         if !self.present.contains(row) || query.codes.len() != self.dimensions {
             return 0.0;
         }
-        let span = row as usize * self.dimensions..(row as usize + 1) * self.dimensions;
-        self.halves[span].iter().zip(query.exact.as_slice()).map(|(half, x)| half.to_f32() * x).sum()
+        self.halves.dot(row as usize, query.exact.as_slice()).unwrap_or_else(|| self.near_cosine(query, row))
     }
 
     /// The cosine of a row's vector to the query by the codes: right to about 0.003; 0 for a row without one.
@@ -197,7 +180,7 @@ impl VectorView {
 
     /// Bytes on the heap.
     pub fn bytes(&self) -> u64 {
-        (self.codes.capacity() + self.scales.capacity() * 4 + self.halves.capacity() * 2) as u64 + self.present.bytes()
+        (self.codes.capacity() + self.scales.capacity() * 4) as u64 + self.halves.bytes() + self.present.bytes()
     }
 }
 
@@ -209,4 +192,91 @@ pub fn keep_best(rows: &mut Vec<Scored>, k: usize) {
     }
     rows.truncate(k);
     rows.sort_unstable_by(order);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vectors(count: usize) -> Vec<Embedding> {
+        let mut state = 1_u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as f32 / (1_u64 << 31) as f32 - 0.5
+        };
+        (0..count).map(|_| Embedding::normalized((0..48).map(|_| next()).collect()).unwrap()).collect()
+    }
+
+    fn view(kind: HalfVectors, vectors: &[Embedding]) -> VectorView {
+        let mut view = VectorView::new(kind);
+        for (row, vector) in vectors.iter().enumerate() {
+            view.set(row as u32, vector);
+        }
+        view
+    }
+
+    fn all(rows: usize) -> Bitmap {
+        let mut set = Bitmap::default();
+        (0..rows as u32).for_each(|row| set.insert(row));
+        set
+    }
+
+    #[test]
+    fn ranking_again_gives_the_exact_first_ten_from_memory_and_from_file() {
+        let (rows, queries) = (vectors(2_000), vectors(2_050).split_off(2_000));
+        let folder = tempfile::tempdir().unwrap();
+        for kind in [HalfVectors::Memory, HalfVectors::File(folder.path().into())] {
+            let view = view(kind, &rows);
+            let mut right = 0;
+            for query in &queries {
+                let mut exact: Vec<Scored> = rows
+                    .iter()
+                    .enumerate()
+                    .map(|(row, vector)| Scored { row: row as u32, score: vector.cosine(query).unwrap() })
+                    .collect();
+                keep_best(&mut exact, 10);
+                let found = view.top(&view.query(query).unwrap(), 10, &all(2_000), 1);
+                right += exact.iter().filter(|scored| found.iter().any(|f| f.row == scored.row)).count();
+            }
+            // Half precision may swap two rows whose cosines differ by less than 0.0005.
+            assert!(right >= 497, "{right} of 500");
+        }
+    }
+
+    #[test]
+    fn rows_that_are_not_allowed_or_were_removed_are_never_found() {
+        let rows = vectors(200);
+        let mut view = view(HalfVectors::Memory, &rows);
+        view.remove(3);
+        let query = view.query(&rows[3]).unwrap();
+        let mut allowed = all(100);
+        allowed.remove(4);
+        let found = view.top(&query, 200, &allowed, 2);
+        assert_eq!(found.len(), 98);
+        assert!(found.iter().all(|scored| scored.row < 100 && scored.row != 3 && scored.row != 4));
+        assert_eq!(view.cosine(&query, 3).to_bits(), 0.0_f32.to_bits());
+    }
+
+    #[test]
+    fn vectors_of_other_dimensions_start_the_view_anew() {
+        let mut view = view(HalfVectors::Memory, &vectors(5));
+        view.set(9, &Embedding::normalized(vec![1.0, 2.0]).unwrap());
+        assert_eq!((view.count(), view.dimensions()), (1, 2));
+        assert!(view.query(&vectors(1)[0]).is_none());
+    }
+
+    #[test]
+    fn a_file_keeps_rows_through_compaction() {
+        let rows = vectors(60);
+        let folder = tempfile::tempdir().unwrap();
+        let mut view = view(HalfVectors::File(folder.path().into()), &rows);
+        let live: Vec<u32> = (0..60).filter(|row| row % 4 != 0).collect();
+        view.keep(&live);
+        let query = view.query(&rows[5]).unwrap();
+        let found = view.top(&query, 1, &all(60), 1);
+        assert_eq!(live[found[0].row as usize], 5);
+        assert!(found[0].score > 0.999);
+        // The file has no name: nothing of it is left to be found.
+        assert_eq!(fs_err::read_dir(folder.path()).unwrap().count(), 0);
+    }
 }

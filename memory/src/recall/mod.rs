@@ -23,6 +23,7 @@ pub use rerank::{RerankScores, fuse_reranked, rerank_hits};
 use crate::domain::{HitExplanation, Memory, RecallQuery};
 use crate::index::columns::{Columns, NONE};
 use crate::index::duplicates::{Duplicates, signature};
+pub use crate::index::halves::HalfVectors;
 use crate::index::text::{ROWS_MAX, TextIndex, metadata_term};
 use crate::index::tokens::Tokenizer;
 use crate::index::vectors::VectorView;
@@ -38,8 +39,9 @@ const DEAD_ROWS_MIN: usize = 4_096;
 /// What an index is built with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct IndexOptions {
-    /// Keep half-precision vectors beside the int8 codes: exact order for twice more memory per vector.
-    pub keep_half_vectors: bool,
+    /// Where half-precision copies of the vectors lie, which make the order exact. In memory they take twice what the codes
+    /// take; in a file they take none.
+    pub half_vectors: HalfVectors,
     /// Threads of one vector scan.
     pub scan_threads: usize,
     /// How rankings are weighed.
@@ -48,7 +50,7 @@ pub struct IndexOptions {
 
 impl Default for IndexOptions {
     fn default() -> Self {
-        Self { keep_half_vectors: true, scan_threads: 2, ranking: RankingOptions::default() }
+        Self { half_vectors: HalfVectors::default(), scan_threads: 2, ranking: RankingOptions::default() }
     }
 }
 
@@ -97,8 +99,8 @@ impl RecallIndex {
             tokenizer: Tokenizer::new(),
             columns: Columns::default(),
             text: TextIndex::default(),
-            own: VectorView::new(options.keep_half_vectors),
-            context: VectorView::new(options.keep_half_vectors),
+            own: VectorView::new(options.half_vectors.clone()),
+            context: VectorView::new(options.half_vectors.clone()),
             duplicates: Duplicates::default(),
             options,
         }
@@ -152,8 +154,8 @@ impl RecallIndex {
 
     /// Forgets all vectors, for a generation that cannot be compared with the old one.
     pub fn clear_embeddings(&mut self) {
-        self.own = VectorView::new(self.options.keep_half_vectors);
-        self.context = VectorView::new(self.options.keep_half_vectors);
+        self.own = VectorView::new(self.options.half_vectors.clone());
+        self.context = VectorView::new(self.options.half_vectors.clone());
     }
 
     /// The memories nearest in the same thread and namespace: up to [`NEIGHBOUR_REACH`] before and after, in thread order.
@@ -231,6 +233,11 @@ impl RecallIndex {
     /// The memory of a row of [`features::Candidates`].
     pub fn id_of_row(&self, row: u32) -> MemoryId {
         self.columns.id(row)
+    }
+
+    /// Bytes of the text index alone.
+    pub fn text_bytes(&self) -> u64 {
+        self.text.bytes()
     }
 
     /// Ranks the memories that answer a question.
