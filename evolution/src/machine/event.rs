@@ -89,7 +89,8 @@ pub enum Event {
         /// Its loss under each adapter, same masks (nats a token).
         adapted: Vec<(AdapterId, f32)>,
     },
-    /// The user forgot memories.
+    /// The user forgot memories. None may be missed: see
+    /// [`Evolution::memories_in_use`](super::Evolution::memories_in_use).
     Forgotten(Vec<MemoryId>),
     /// The user gave an order.
     Command(Command),

@@ -24,9 +24,9 @@ mod soft;
 mod state;
 mod steps;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use mneme_base::{AdapterId, ContentHash, Embedding, Timestamp};
+use mneme_base::{AdapterId, ContentHash, Embedding, MemoryId, Timestamp};
 use mneme_engine_api::AdapterLevel;
 use serde::{Deserialize, Serialize};
 
@@ -284,6 +284,17 @@ impl Evolution {
     pub fn keeps(&self, adapter: AdapterId) -> bool {
         self.state.job.as_ref().is_some_and(|job| job.spec.adapter == adapter)
             || self.state.registry.get(adapter).is_some_and(|entry| entry.state != CardState::Retired)
+    }
+
+    /// Every memory that an adapter learned or that may still be trained on. The store and this log are not written at once,
+    /// and a feed of changes may have gaps: at a start, and after a gap, whatever of these the store no longer has goes into
+    /// [`Event::Forgotten`].
+    pub fn memories_in_use(&self) -> BTreeSet<MemoryId> {
+        let cards = self.state.registry.iter().filter(|entry| entry.state != CardState::Retired);
+        let mut memories: BTreeSet<MemoryId> = cards.flat_map(|entry| entry.card.lineage.iter().copied()).collect();
+        memories.extend(self.state.job.iter().flat_map(|job| job.spec.memories().copied()));
+        memories.extend(self.soft.texts.iter().map(|text| text.memory));
+        memories
     }
 
     /// The durable state.

@@ -8,7 +8,6 @@ use crate::random::{Random, mix};
 use crate::trigger::Feedback;
 use mneme_engine_api::TrainOutcome;
 use proptest::prelude::*;
-use std::collections::BTreeSet;
 
 fn situation(which: usize) -> Embedding {
     let mut components = vec![0.0; 4];
@@ -737,4 +736,18 @@ fn a_newcomer_must_beat_what_serves_and_not_only_the_base() {
     }
     assert_eq!(world.stages().last(), Some(&Stage::Reject));
     assert_eq!(world.evolution.route(&situation(0)).unwrap().adapter, first);
+}
+
+#[test]
+fn a_forgetting_that_was_missed_is_found_by_asking_which_memories_are_in_use() {
+    let mut world = World::new(22);
+    let adapter = world.commit(0);
+    let learned = world.evolution.state().registry.get(adapter).unwrap().card.lineage[0];
+    // Without a checkpoint the texts in view are gone, yet the lineage is known.
+    world.checkpoint = None;
+    world.restart(world.rows.len());
+    let in_use = world.evolution.memories_in_use();
+    assert!(in_use.contains(&learned));
+    world.send(Event::Forgotten(vec![learned]));
+    assert!(!world.evolution.memories_in_use().contains(&learned) && world.served.is_empty());
 }
