@@ -33,6 +33,14 @@ pub enum DType {
     Q4K,
     /// Super-blocks of 256: f16 scale, sixteen signed 8-bit sub-scales, 6-bit codes minus 32.
     Q6K,
+    /// ArrowQuant: 8-bit codes with scales beside them (Parquet V2 only).
+    Int8,
+    /// ArrowQuant: 4-bit codes with scales beside them.
+    Int4,
+    /// ArrowQuant: 2-bit codes with scales beside them.
+    Int2,
+    /// ArrowQuant: codes for -1, 0 and 1 with scales beside them, in 2 bits.
+    Ternary,
 }
 
 impl DType {
@@ -45,9 +53,15 @@ impl DType {
         }
     }
 
-    /// Bytes per block.
+    /// Whether the elements are ArrowQuant codes, whose size depends on the rows and whose scales lie beside them.
+    pub const fn is_quantized(self) -> bool {
+        matches!(self, Self::Int8 | Self::Int4 | Self::Int2 | Self::Ternary)
+    }
+
+    /// Bytes per block; 0 for ArrowQuant codes, which have no blocks.
     pub const fn block_bytes(self) -> usize {
         match self {
+            Self::Int8 | Self::Int4 | Self::Int2 | Self::Ternary => 0,
             Self::F64 | Self::I64 | Self::U64 => 8,
             Self::F32 | Self::I32 | Self::U32 => 4,
             Self::F16 | Self::BF16 | Self::I16 | Self::U16 => 2,
@@ -65,14 +79,10 @@ impl DType {
         self.block_elements() > 1
     }
 
-    /// Bits per element, scales included.
-    pub fn bits_per_element(self) -> f64 {
-        self.block_bytes() as f64 * 8.0 / self.block_elements() as f64
-    }
-
-    /// The bytes that `elements` elements take; `None` when they do not fill whole blocks or when the size overflows.
+    /// The bytes that `elements` elements take; `None` when they do not fill whole blocks, when the size overflows or when
+    /// it depends on the shape.
     pub const fn bytes_for(self, elements: usize) -> Option<usize> {
-        if !elements.is_multiple_of(self.block_elements()) {
+        if self.is_quantized() || !elements.is_multiple_of(self.block_elements()) {
             return None;
         }
         (elements / self.block_elements()).checked_mul(self.block_bytes())
@@ -99,11 +109,15 @@ impl DType {
             Self::Q8_0 => "q8_0",
             Self::Q4K => "q4_k",
             Self::Q6K => "q6_k",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+            Self::Int2 => "int2",
+            Self::Ternary => "ternary",
         }
     }
 
     /// Every type, in the order of declaration.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 22] = [
         Self::F64,
         Self::F32,
         Self::F16,
@@ -122,6 +136,10 @@ impl DType {
         Self::Q8_0,
         Self::Q4K,
         Self::Q6K,
+        Self::Int8,
+        Self::Int4,
+        Self::Int2,
+        Self::Ternary,
     ];
 
     /// Finds the type with this [`name`](Self::name).

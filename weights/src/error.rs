@@ -53,6 +53,14 @@ pub enum OpenError {
         /// What is wrong, with the value and the bound.
         reason: String,
     },
+    /// The Parquet library refused the file.
+    #[cfg(feature = "parquet")]
+    #[error("malformed Parquet file")]
+    Parquet(#[source] ::parquet::errors::ParquetError),
+    /// The Arrow library refused the file.
+    #[cfg(feature = "parquet")]
+    #[error("malformed Arrow file")]
+    Arrow(#[source] arrow::error::ArrowError),
     /// The safetensors header was refused.
     #[error("malformed safetensors header")]
     Safetensors(#[source] ::safetensors::SafeTensorError),
@@ -101,5 +109,66 @@ pub enum TensorError {
         found: Vec<usize>,
         /// The shape wanted.
         expected: Vec<usize>,
+    },
+    /// The parts of a quantised tensor do not fit each other.
+    #[cfg(feature = "parquet")]
+    #[error("tensor {tensor:?} cannot be dequantised")]
+    Codec {
+        /// Name of the tensor.
+        tensor: String,
+        /// The codec's reason.
+        #[source]
+        source: mneme_quant::codec::CodecError,
+    },
+    /// The stored bytes are not those that were written.
+    #[error("tensor {tensor:?} does not have the content that its hash promises")]
+    HashMismatch {
+        /// Name of the tensor.
+        tensor: String,
+    },
+}
+
+/// Why a weight file cannot be written.
+#[cfg(feature = "parquet")]
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// The operating system refused.
+    #[error("cannot write the weight file")]
+    Io(#[from] std::io::Error),
+    /// The Parquet library refused.
+    #[error("cannot write the Parquet file")]
+    Parquet(#[from] ::parquet::errors::ParquetError),
+    /// The Arrow library refused.
+    #[error("cannot write the Arrow file")]
+    Arrow(#[from] arrow::error::ArrowError),
+    /// Two tensors have the same name.
+    #[error("tensor {0:?} was written before")]
+    Duplicate(String),
+    /// The bytes do not fit the shape, or a part is too long for a Parquet page.
+    #[error("tensor {tensor:?} cannot be stored: {reason}")]
+    Tensor {
+        /// Name of the tensor.
+        tensor: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The source could not be read.
+    #[error("cannot read tensor {tensor:?}")]
+    Read {
+        /// Name of the tensor.
+        tensor: String,
+        /// The reader's reason.
+        #[source]
+        source: TensorError,
+    },
+    /// A tensor could not be quantised.
+    #[error("cannot quantise tensor {tensor:?}")]
+    Codec {
+        /// Name of the tensor.
+        tensor: String,
+        /// The codec's reason.
+        #[source]
+        source: mneme_quant::codec::CodecError,
     },
 }

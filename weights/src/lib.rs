@@ -12,16 +12,25 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Reading order: [`dtype`], [`source`], [`storage`], [`safetensors`], [`gguf`], [`dequant`], [`error`].
+//! Reading order: [`dtype`], [`source`], [`storage`], [`safetensors`], [`gguf`], [`dequant`], and with the feature `parquet`
+//! [`v2`], [`sidecar`], [`convert`], [`probe`]; [`error`].
 
+#[cfg(feature = "parquet")]
+pub mod convert;
 pub mod dequant;
 pub mod dtype;
 pub mod error;
 pub mod gguf;
 mod mapping;
+#[cfg(feature = "parquet")]
+pub mod probe;
 pub mod safetensors;
+#[cfg(feature = "parquet")]
+pub mod sidecar;
 pub mod source;
 pub mod storage;
+#[cfg(feature = "parquet")]
+pub mod v2;
 
 pub use dtype::DType;
 pub use error::{OpenError, TensorError};
@@ -29,3 +38,8 @@ pub use gguf::{GgufFile, GgufVocabulary, MetadataArray, MetadataValue};
 pub use safetensors::SafetensorsFile;
 pub use source::{TensorInfo, TensorSource, open};
 pub use storage::Storage;
+#[cfg(feature = "parquet")]
+pub use {
+    error::WriteError,
+    v2::{V2File, V2Writer},
+};

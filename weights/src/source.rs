@@ -101,6 +101,10 @@ pub fn open(path: &Path) -> Result<Box<dyn TensorSource>, OpenError> {
     if storage.bytes().starts_with(b"GGUF") {
         return Ok(Box::new(GgufFile::parse(storage)?));
     }
+    #[cfg(feature = "parquet")]
+    if storage.bytes().starts_with(b"PAR1") {
+        return Ok(Box::new(crate::v2::V2File::parse(storage)?));
+    }
     // A safetensors file starts with the length of its header (u64, little-endian), then the header's brace.
     if storage.bytes().get(8) == Some(&b'{') {
         return Ok(Box::new(SafetensorsFile::parse(storage)?));

@@ -8,6 +8,7 @@
 
 mod cursor;
 mod metadata;
+mod names;
 mod vocabulary;
 
 use std::collections::HashMap;
@@ -18,6 +19,7 @@ use bytes::Bytes;
 use cursor::Cursor;
 
 pub use metadata::{MetadataArray, MetadataValue};
+pub use names::huggingface_name;
 pub use vocabulary::GgufVocabulary;
 
 use crate::{DType, OpenError, Storage, TensorError, TensorInfo, TensorSource};
@@ -167,8 +169,9 @@ impl TensorSource for GgufFile {
 /// PyTorch checkpoints. Within each head, GGUF row `2 i + h` is PyTorch row `h * head_dim / 2 + i` (`h` in 0..2).
 ///
 /// # Shapes
-/// `weight: [heads * head_dim, columns]` row-major, `head_dim` even. Returns `None` when the length does not fit.
-pub fn unpermute_rotary_rows(weight: &[f32], heads: usize, head_dim: usize) -> Option<Vec<f32>> {
+/// `weight: [heads * head_dim, columns]` row-major, `head_dim` even; the elements may be the bytes of quantised rows, since
+/// rows move whole. Returns `None` when the length does not fit.
+pub fn unpermute_rotary_rows<T: Copy>(weight: &[T], heads: usize, head_dim: usize) -> Option<Vec<T>> {
     let rows = heads.checked_mul(head_dim).filter(|&rows| rows > 0 && head_dim.is_multiple_of(2))?;
     if !weight.len().is_multiple_of(rows) {
         return None;

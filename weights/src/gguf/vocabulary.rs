@@ -5,6 +5,7 @@ use crate::OpenError;
 
 /// The vocabulary of a GGUF file (`tokenizer.*` keys).
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "parquet", derive(serde::Serialize, serde::Deserialize))]
 pub struct GgufVocabulary {
     /// `gpt2` (byte-level BPE), `llama` (SentencePiece), `bert` (WordPiece), `t5` (Unigram).
     pub model: String,

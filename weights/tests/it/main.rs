@@ -2,7 +2,9 @@
 
 #![expect(clippy::float_cmp, reason = "decoding is exact: the same bits are wanted")]
 
+mod convert;
 mod dequant;
 mod files;
 mod readers;
 mod tokenizers;
+mod v2;
