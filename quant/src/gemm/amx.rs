@@ -17,8 +17,8 @@ use crate::dispatch::Path;
 
 /// Rows of activations in one tile register.
 const ROWS: usize = 16;
-/// Inputs that are worked off for all rows before the next: their weights (16 KiB) stay in the first-level cache.
-const CHUNK: usize = 512;
+/// Inputs that are worked off for all rows before the next: their weights (20 KiB) stay in the first-level cache.
+const CHUNK: usize = 640;
 
 /// Asks the system for the tile registers; whether this process may now use them.
 #[cfg(target_os = "linux")]

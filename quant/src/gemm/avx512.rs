@@ -20,6 +20,8 @@ const PANEL_ROWS: usize = 8;
 const PREFETCH_BYTES: usize = 4096;
 /// Activations that are swept again and again while weights pass: half of a second-level cache (bytes).
 const SWEEP_BYTES: usize = 1 << 20;
+/// Rows of a sweep, whose results for two tiles (32 KiB) are read and written with every chunk of inputs.
+const SWEEP_ROWS_MAX: usize = 256;
 /// Inputs that one step decodes: four quads.
 const STEP: usize = 16;
 
@@ -188,7 +190,7 @@ fn unpack(bits: usize, codes: &[u8], bias: i8, out: &mut [u8]) {
 /// Blocks of rows, whole tiles of sixteen, whose activations stay in the second-level cache.
 pub(super) fn sweeps(job: &Job<'_>) -> impl Iterator<Item = (usize, usize)> + use<> {
     let rows = job.activations.rows;
-    let most = (SWEEP_BYTES / job.layout.padded_inputs()).max(16);
+    let most = (SWEEP_BYTES / job.layout.padded_inputs()).clamp(16, SWEEP_ROWS_MAX);
     let block = rows.div_ceil(rows.div_ceil(most)).next_multiple_of(16);
     (0..rows).step_by(block).map(move |row| (row, (row + block).min(rows)))
 }
