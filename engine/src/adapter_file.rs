@@ -17,18 +17,26 @@ pub const NAME: &str = "adapter.safetensors";
 /// What the metadata must say, so that another program's adapter is not misread.
 const FORMAT: &str = "mneme-lora/1";
 
-/// Writes an adapter so that a crash leaves the old file or the new one, and returns its hash and size.
-pub fn write(folder: &Path, adapter: &Adapter, base_hash: ContentHash) -> Result<(ContentHash, u64)> {
+/// Writes an adapter so that a crash leaves the old file or the new one.
+///
+/// `job`: what it was trained by, so that the same job is not done twice.
+pub fn write(folder: &Path, adapter: &Adapter, base_hash: ContentHash, job: ContentHash) -> Result<()> {
     let tensors = adapter.named().into_iter().map(|(name, tensor)| (name, tensor.shallow_clone())).collect();
     let metadata = [
         ("format", FORMAT.to_owned()),
         ("base_hash", base_hash.to_string()),
+        ("job", job.to_string()),
         ("strength", adapter.strength.to_string()),
     ];
     let bytes = encode(&metadata, tensors)?;
     fs_err::create_dir_all(folder)?;
-    replace(&folder.join(NAME), &bytes)?;
-    Ok((ContentHash::of(&bytes), bytes.len() as u64))
+    replace(&folder.join(NAME), &bytes)
+}
+
+/// Whether a folder holds the adapter that this job makes.
+pub fn is_of_job(folder: &Path, job: ContentHash) -> bool {
+    let said = SafetensorsFile::open(&folder.join(NAME)).ok().and_then(|file| file.metadata().get("job").cloned());
+    said == Some(job.to_string())
 }
 
 /// Reads an adapter, refusing one of another base model or another shape.
@@ -67,6 +75,12 @@ pub fn read(folder: &Path, config: &BackboneConfig, base_hash: ContentHash, devi
         layers.push([slot(Slot::Qkv)?, slot(Slot::Output)?, slot(Slot::GateUp)?, slot(Slot::Down)?]);
     }
     Ok(Adapter { layers, strength })
+}
+
+/// The hash of an adapter's file; `None` when there is none.
+pub fn hash(folder: &Path) -> Result<Option<ContentHash>> {
+    let path = folder.join(NAME);
+    if path.is_file() { Ok(Some(ContentHash::of(&fs_err::read(path)?))) } else { Ok(None) }
 }
 
 /// Encodes f32 tensors as safetensors: the length of the header, the header, the bytes in order.

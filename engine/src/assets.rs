@@ -49,6 +49,11 @@ impl Assets {
         self.root.join("models/smollm2-135m-instruct/smollm2.gguf")
     }
 
+    /// The trained conditioner, when there is one.
+    pub fn conditioner(&self) -> PathBuf {
+        self.root.join("models/conditioner")
+    }
+
     /// The adapter that turns the base generator into a diffusion model, when there is one.
     pub fn adapter_zero(&self) -> PathBuf {
         self.root.join("models/adapter-zero")

@@ -21,6 +21,9 @@ use crate::runtime::Runtime;
 /// Names model and recipe; changes when either does, because vectors of different recipes cannot be compared.
 pub const GENERATION: &str = "all-MiniLM-L6-v2/1";
 
+/// Dimensions of its vectors.
+pub const DIMENSIONS: usize = 384;
+
 /// Tokens of a text that the model was trained to see; the rest is cut.
 pub const WINDOW_TOKENS: usize = 256;
 

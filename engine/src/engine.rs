@@ -3,18 +3,18 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use mneme_base::{AdapterId, ContentHash, Embedding};
+use mneme_base::{AdapterId, Embedding};
 use mneme_diffusion::random::seeded;
 use mneme_diffusion::sampler::lengths::candidates;
 use mneme_engine_api::types::{CANVAS_TOKENS_MAX, EMBED_TEXTS_MAX, SCORE_ITEMS_MAX};
 use mneme_engine_api::{
-    AdapterLevel, CancelToken, CanvasEvent, EmbedPurpose, Engine, EngineError, EngineInfo, GenerateRequest, Generation,
-    GenerationMode, Guidance, ScoreItem, ScoreOutcome, TrainEvent, TrainJob, TrainOutcome,
+    AdapterLevel, AdapterUse, CancelToken, CanvasEvent, Condition, EmbedPurpose, Engine, EngineError, EngineInfo,
+    GenerateRequest, Generation, GenerationMode, Guidance, ScoreItem, ScoreOutcome, TrainEvent, TrainJob, TrainOutcome,
 };
 
 use crate::adapter_file;
 use crate::assets::Assets;
-use crate::embedder::Embedder;
+use crate::embedder::{self, Embedder};
 use crate::error::Result;
 use crate::generate::ar::{Fill, Hole};
 use crate::generate::auto::Acceptance;
@@ -25,9 +25,10 @@ use crate::generate::plan::{Plan, PlanPiece};
 use crate::generate::report;
 use crate::generate::session::Session;
 use crate::generate::stream::Stream;
-use crate::generator::{self, Generator, SharedAdapter};
+use crate::generator::{self, Generator, Hashes, SharedAdapter};
+use crate::nn::adapter::Adapter;
 use crate::runtime::Runtime;
-use crate::score;
+use crate::{score, train};
 
 /// Candidate lengths that diffusion tries for holes inside a text.
 const LENGTHS_TRIED: usize = 4;
@@ -40,7 +41,7 @@ pub struct ArrowEngine {
     runtime: Runtime,
     assets: Assets,
     embedder: Embedder,
-    base_hash: ContentHash,
+    hashes: Hashes,
     generator: OnceLock<Arc<Generator>>,
     /// Held while the generator is loaded, so that two first requests do not load it twice.
     loading: Mutex<()>,
@@ -51,7 +52,7 @@ impl ArrowEngine {
     pub fn open(assets: Assets, runtime: Runtime) -> Result<Self> {
         Ok(Self {
             embedder: Embedder::load(&assets, runtime)?,
-            base_hash: Generator::hash(&assets)?,
+            hashes: Generator::hashes(&assets)?,
             runtime,
             assets,
             generator: OnceLock::new(),
@@ -68,7 +69,7 @@ impl ArrowEngine {
         if let Some(generator) = self.generator.get() {
             return Ok(Arc::clone(generator));
         }
-        let loaded = Arc::new(Generator::load(&self.assets, self.base_hash, self.runtime)?);
+        let loaded = Arc::new(Generator::load(&self.assets, self.hashes, self.runtime)?);
         Ok(Arc::clone(self.generator.get_or_init(|| loaded)))
     }
 
@@ -78,16 +79,18 @@ impl ArrowEngine {
         observe: &mut dyn FnMut(CanvasEvent),
         cancel: &CancelToken,
     ) -> Result<Generation> {
-        if matches!(request.guidance, Guidance::CrossAttention | Guidance::Both) {
+        let generator = self.generator()?;
+        let attends = matches!(request.guidance, Guidance::CrossAttention | Guidance::Both);
+        if attends && generator.conditioner().is_none() {
             let feature = "guidance by cross-attention: this model has no trained conditioner".into();
             return Err(EngineError::Unsupported { engine: crate::NAME.into(), feature }.into());
         }
-        let generator = self.generator()?;
         let plan = Plan::new(request, &generator)?;
         let automaton = request.constraint.as_ref().map(|c| constrain::compile(c, &generator)).transpose()?;
         cancel.check()?;
         let adapters = self.adapters(request, &generator)?;
-        let ensemble = ensemble(&generator, &plan, &adapters, request.guidance_scale)?;
+        let memories = if attends { self.memories(request, cancel)? } else { Vec::new() };
+        let ensemble = ensemble(&generator, &plan, &adapters, &memories, request.guidance_scale)?;
         let mut session = Session {
             generator: &generator,
             plan: &plan,
@@ -117,12 +120,35 @@ impl ArrowEngine {
         finish(request, &session, &fills, &adapters, acceptance)
     }
 
+    /// The embeddings of the memories, made here where they did not come along.
+    fn memories(&self, request: &GenerateRequest, cancel: &CancelToken) -> Result<Vec<Embedding>> {
+        let one = |condition: &Condition| -> Result<Embedding> {
+            match &condition.embedding {
+                Some(vector) if vector.len() == embedder::DIMENSIONS => Ok(Embedding::normalized(vector.clone())
+                    .map_err(|error| EngineError::invalid("conditions", error.to_string()))?),
+                _ => Ok(self.embedder.embed(std::slice::from_ref(&condition.text), cancel)?.remove(0)),
+            }
+        };
+        request.conditions.iter().map(one).collect()
+    }
+
+    /// Reads an adapter at the scale that it is used with.
+    fn adapter(&self, adapter: &AdapterUse, generator: &Generator) -> Result<Adapter> {
+        if !(0.0..=1.0).contains(&adapter.scale) {
+            let problem = format!("scale of {} is {}, allowed is 0 to 1", adapter.id, adapter.scale);
+            return Err(EngineError::invalid("adapters", problem).into());
+        }
+        let config = generator.backbone().config.clone();
+        let mut read = adapter_file::read(Path::new(&adapter.folder), &config, self.hashes.base, self.runtime.device)?;
+        read.strength *= f64::from(adapter.scale);
+        Ok(read)
+    }
+
     /// Reads the adapters that have a say.
     fn adapters(&self, request: &GenerateRequest, generator: &Generator) -> Result<Vec<Named>> {
         let mut adapters = Vec::new();
         for adapter in request.adapters.iter().filter(|adapter| adapter.weight > WEIGHT_MIN) {
-            let config = generator.backbone().config.clone();
-            let read = adapter_file::read(Path::new(&adapter.folder), &config, self.base_hash, self.runtime.device)?;
+            let read = self.adapter(adapter, generator)?;
             adapters.push(Named {
                 id: adapter.id,
                 weight: f64::from(adapter.weight),
@@ -140,7 +166,13 @@ struct Named {
     shared: Arc<SharedAdapter>,
 }
 
-fn ensemble<'a>(generator: &'a Generator, plan: &Plan, adapters: &[Named], guidance: f32) -> Result<Ensemble<'a>> {
+fn ensemble<'a>(
+    generator: &'a Generator,
+    plan: &Plan,
+    adapters: &[Named],
+    memories: &[Embedding],
+    guidance: f32,
+) -> Result<Ensemble<'a>> {
     let zero: Vec<Arc<SharedAdapter>> = generator.adapter_zero.iter().cloned().collect();
     let capacity = plan.tokens_max();
     let mut members = vec![Stream::new(generator, zero.clone(), capacity)?];
@@ -150,8 +182,12 @@ fn ensemble<'a>(generator: &'a Generator, plan: &Plan, adapters: &[Named], guida
         members.push(Stream::new(generator, stacked, capacity)?);
         prior.push(adapter.weight);
     }
+    if !memories.is_empty() {
+        let vectors: Vec<&[f32]> = memories.iter().map(Embedding::as_slice).collect();
+        members.iter_mut().try_for_each(|member| member.attend_to(&vectors))?;
+    }
     // Guidance compares with the canvas without its memories: without memories there is nothing to compare.
-    let guided = guidance > 0.0 && plan.prompt != plan.prompt_unconditional;
+    let guided = guidance > 0.0 && (plan.prompt != plan.prompt_unconditional || !memories.is_empty());
     let unconditional = if guided { Some(Stream::new(generator, zero, capacity)?) } else { None };
     Ensemble::new(members, &prior, unconditional, guidance, generator.vocabulary)
 }
@@ -168,7 +204,7 @@ impl Session<'_> {
         let mut fills: Vec<Fill> = Vec::new();
         let mut shown: Vec<Vec<Option<u32>>> = Vec::new();
         for (index, piece) in pieces.iter().enumerate() {
-            let (min, max) = match piece {
+            let (min, max, spaced) = match piece {
                 PlanPiece::Text { tokens, .. } => {
                     // Text after the last hole changes nothing any more.
                     if index + 1 < pieces.len() {
@@ -176,9 +212,9 @@ impl Session<'_> {
                     }
                     continue;
                 }
-                PlanPiece::Hole { min, max } => (*min, *max),
+                PlanPiece::Hole { min, max, spaced } => (*min, *max, *spaced),
             };
-            let hole = Hole { min, max, may_stop: index + 1 == pieces.len() };
+            let hole = Hole { min, max, may_stop: index + 1 == pieces.len(), spaced };
             let fill = match (&mut drafting, automaton) {
                 (Some((block, acceptance)), None) if hole.may_stop => {
                     self.fill_drafting(hole, *block, acceptance, &shown)?
@@ -202,7 +238,7 @@ impl Session<'_> {
         let bounds: Vec<(usize, usize)> = pieces
             .iter()
             .filter_map(|piece| match piece {
-                PlanPiece::Hole { min, max } => Some((*min, *max)),
+                PlanPiece::Hole { min, max, .. } => Some((*min, *max)),
                 PlanPiece::Text { .. } => None,
             })
             .collect();
@@ -283,7 +319,7 @@ fn finish(
     let weights = session.ensemble.weights();
     Ok(Generation {
         text: report::whole(&session.plan.pieces, &texts),
-        fills: texts,
+        fills: report::without_borrowed_space(&session.plan.pieces, texts),
         tokens,
         mode: request.mode,
         steps: session.ensemble.evaluations,
@@ -305,7 +341,7 @@ impl Engine for ArrowEngine {
             embedding_generation: Embedder::generation(),
             embedding_dimensions: self.embedder.dimensions() as u32,
             model: generator::MODEL.into(),
-            base_hash: self.base_hash,
+            base_hash: self.hashes.base,
             canvas_tokens_max: CANVAS_TOKENS_MAX,
             trains: vec![AdapterLevel::Lora],
         }
@@ -339,15 +375,17 @@ impl Engine for ArrowEngine {
             return Err(EngineError::invalid("items", problem));
         }
         let generator = self.generator()?;
-        Ok(score::score(&generator, items, cancel)?)
+        let read = |adapter: &AdapterUse| self.adapter(adapter, &generator);
+        Ok(score::score(&generator, items, &read, cancel)?)
     }
 
     fn train(
         &self,
-        _job: &TrainJob,
-        _observe: &mut dyn FnMut(TrainEvent),
-        _cancel: &CancelToken,
+        job: &TrainJob,
+        observe: &mut dyn FnMut(TrainEvent),
+        cancel: &CancelToken,
     ) -> std::result::Result<TrainOutcome, EngineError> {
-        Err(EngineError::Unsupported { engine: crate::NAME.into(), feature: "training".into() })
+        let generator = self.generator()?;
+        Ok(train::job::run(&generator, &self.embedder, job, observe, cancel)?)
     }
 }

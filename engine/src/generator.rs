@@ -12,11 +12,13 @@ use tch::Tensor;
 
 use crate::adapter_file;
 use crate::assets::Assets;
+use crate::embedder;
 use crate::error::{ModelError, Result};
 use crate::generate::constrain::byte_vocabulary;
 use crate::load;
 use crate::nn::adapter::Adapter;
 use crate::nn::backbone::Backbone;
+use crate::nn::conditioner::{self, Conditioner};
 use crate::runtime::Runtime;
 
 /// The generator's name in [`mneme_engine_api::EngineInfo`].
@@ -42,7 +44,7 @@ pub struct Generator {
     pub tokenizer: FastTokenizer,
     /// Tokens with a meaning of their own.
     pub special: SpecialTokens,
-    /// Hash of the weight file, which adapters are bound to.
+    /// What adapters are bound to: the weight file, and adapter zero when it is in use.
     pub base_hash: ContentHash,
     /// Rows of the vocabulary.
     pub vocabulary: usize,
@@ -50,24 +52,41 @@ pub struct Generator {
     pub adapter_zero: Option<Arc<SharedAdapter>>,
     /// libtorch's tensors are not `Sync`: whoever evaluates holds the lock for one evaluation.
     backbone: Mutex<Backbone>,
+    /// Lets the network attend to memories; only a trained one is loaded.
+    conditioner: Option<Mutex<Conditioner>>,
     /// Made when the first constraint is compiled.
     bytes: OnceLock<Arc<ByteVocabulary>>,
+}
+
+/// Hashes of what the generator is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hashes {
+    /// The weight file, which adapter zero is bound to.
+    pub weights: ContentHash,
+    /// Weights and adapter zero, which all other adapters are bound to.
+    pub base: ContentHash,
 }
 
 /// An adapter that several requests use; its tensors are reached while the backbone is locked.
 pub type SharedAdapter = Mutex<Adapter>;
 
 impl Generator {
-    /// Hashes the weight file. Costs one read of the file.
-    pub fn hash(assets: &Assets) -> Result<ContentHash> {
+    /// Hashes what adapters are bound to. Costs one read of the weight file.
+    pub fn hashes(assets: &Assets) -> Result<Hashes> {
         let file = fs_err::File::open(assets.generator())?;
         let mut hasher = blake3::Hasher::new();
         std::io::copy(&mut std::io::BufReader::with_capacity(1 << 20, file), &mut hasher)?;
-        Ok(ContentHash::from_bytes(*hasher.finalize().as_bytes()))
+        let weights = ContentHash::from_bytes(*hasher.finalize().as_bytes());
+        // An adapter trained on top of adapter zero means nothing without it.
+        let base = match adapter_file::hash(&assets.adapter_zero())? {
+            Some(zero) => ContentHash::of(&[weights.as_bytes().as_slice(), zero.as_bytes()].concat()),
+            None => weights,
+        };
+        Ok(Hashes { weights, base })
     }
 
     /// Loads the generator and, when its hash matches, adapter zero.
-    pub fn load(assets: &Assets, base_hash: ContentHash, runtime: Runtime) -> Result<Self> {
+    pub fn load(assets: &Assets, hashes: Hashes, runtime: Runtime) -> Result<Self> {
         let path = assets.generator();
         let file = load::open_gguf(&path)?;
         let tokenizer = tokenizer(&file, &path)?;
@@ -80,24 +99,28 @@ impl Generator {
         let backbone = load::llama_from_gguf(&file, i64::from(special.mask), true, runtime)?;
         let zero = assets.adapter_zero();
         let adapter_zero = if zero.join(adapter_file::NAME).is_file() {
-            match adapter_file::read(&zero, &backbone.config, base_hash, runtime.device) {
-                Ok(adapter) => Some(Arc::new(Mutex::new(adapter))),
-                Err(error) => {
-                    tracing::warn!(%error, "adapter zero is left out");
-                    None
-                }
-            }
+            let adapter = adapter_file::read(&zero, &backbone.config, hashes.weights, runtime.device)?;
+            Some(Arc::new(Mutex::new(adapter)))
         } else {
             None
         };
         let vocabulary = backbone.config.vocabulary as usize;
+        let folder = assets.conditioner();
+        let conditioner = if folder.join(conditioner::NAME).is_file() {
+            let dimensions = embedder::DIMENSIONS as i64;
+            let read = Conditioner::read(&folder, &backbone.config, dimensions, hashes.base, runtime.device)?;
+            Some(Mutex::new(read))
+        } else {
+            None
+        };
         Ok(Self {
             tokenizer,
             special,
-            base_hash,
+            base_hash: hashes.base,
             vocabulary,
             adapter_zero,
             backbone: Mutex::new(backbone),
+            conditioner,
             bytes: OnceLock::new(),
         })
     }
@@ -106,6 +129,11 @@ impl Generator {
     pub fn backbone(&self) -> MutexGuard<'_, Backbone> {
         // A panic inside an evaluation leaves weights as they were: they are never written.
         self.backbone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The conditioner, when this model has a trained one.
+    pub fn conditioner(&self) -> Option<MutexGuard<'_, Conditioner>> {
+        Some(self.conditioner.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Encodes text from outside: names of control tokens in it stay text.

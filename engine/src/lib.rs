@@ -2,7 +2,7 @@
 //! memory store or of actors.
 //!
 //! Reading order: [`runtime`] and [`assets`] (where it runs and what it loads), [`nn`] and [`load`] (the networks),
-//! [`embedder`], [`generator`], [`generate`], [`score`], [`adapter_file`], [`engine`] (all of it behind the daemon's trait).
+//! [`embedder`], [`generator`], [`generate`], [`score`], [`adapter_file`], [`train`], [`engine`] (all of it behind the daemon's trait).
 
 pub mod adapter_file;
 pub mod assets;
@@ -15,6 +15,7 @@ pub mod load;
 pub mod nn;
 pub mod runtime;
 pub mod score;
+pub mod train;
 
 pub use engine::ArrowEngine;
 pub use error::ModelError;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use mneme_quant::{PackedWeights, Spec};
 use mneme_weights::gguf::unpermute_rotary_rows;
 use mneme_weights::{GgufFile, TensorSource};
 use tch::{Kind, Tensor};
@@ -11,10 +12,13 @@ use crate::nn::backbone::{Backbone, BackboneConfig, Block};
 use crate::nn::linear::Linear;
 use crate::nn::norm::Norm;
 use crate::nn::rope::Rope;
-use crate::runtime::Runtime;
+use crate::runtime::{Precision, Runtime};
 
 /// Windows and their prefixes may be this long: SmolLM2's own limit is 8,192, which no canvas reaches.
 const POSITIONS_MAX: i64 = 4_096;
+
+/// The group length of SmolLM2's own 4-bit weights.
+const INT4: Spec = Spec::int4(32);
 
 /// Bounds on shapes that a file may claim, so that no absurd number reaches an allocation.
 const WIDTH_MAX: u64 = 1 << 20;
@@ -49,11 +53,25 @@ impl Reader<'_> {
     }
 
     /// Query or key rows of a GGUF file, brought back into the half-split rotary layout.
-    fn rotary(&self, name: &str, heads: i64, head: i64, input: i64) -> Result<Tensor> {
+    fn rotary(&self, name: &str, heads: i64, head: i64, input: i64) -> Result<Vec<f32>> {
         let values = self.values(name, &[heads * head, input])?;
-        let values = unpermute_rotary_rows(&values, heads as usize, head as usize)
-            .ok_or_else(|| ModelError::load(name, "its rows do not divide into heads"))?;
-        self.place(&values, &[heads * head, input], self.runtime.compute)
+        unpermute_rotary_rows(&values, heads as usize, head as usize)
+            .ok_or_else(|| ModelError::load(name, "its rows do not divide into heads"))
+    }
+
+    /// A linear layer of these weights in the form that the runtime wants.
+    fn linear(&self, values: &[f32], input: i64, int4: Spec) -> Result<Linear> {
+        let outputs = values.len() / input as usize;
+        let spec = match self.runtime.precision {
+            Precision::Dense => {
+                return Ok(Linear::dense(self.place(values, &[outputs as i64, input], self.runtime.compute)?, None));
+            }
+            Precision::Int8 => Spec::int8(),
+            Precision::Int4 => int4,
+        };
+        let codes = PackedWeights::from_f32(values, outputs, input as usize, spec, self.runtime.threads)
+            .map_err(|error| ModelError::load("linear layer", error.to_string()))?;
+        Ok(Linear::packed(codes, None, self.runtime.threads))
     }
 }
 
@@ -71,30 +89,36 @@ pub fn llama_from_gguf(file: &GgufFile, mask_token: i64, shift: bool, runtime: R
         let qkv = [
             reader.rotary(&name("attn_q"), heads, head, hidden)?,
             reader.rotary(&name("attn_k"), kv_heads, head, hidden)?,
-            reader.weight(&name("attn_v"), &[kv_heads * head, hidden])?,
+            reader.values(&name("attn_v"), &[kv_heads * head, hidden])?,
         ];
         let gate_up = [
-            reader.weight(&name("ffn_gate"), &[feed_forward, hidden])?,
-            reader.weight(&name("ffn_up"), &[feed_forward, hidden])?,
+            reader.values(&name("ffn_gate"), &[feed_forward, hidden])?,
+            reader.values(&name("ffn_up"), &[feed_forward, hidden])?,
         ];
+        let output = reader.values(&name("attn_output"), &[hidden, heads * head])?;
+        let down = reader.values(&name("ffn_down"), &[hidden, feed_forward])?;
         blocks.push(Block {
             attention_norm: norm("attn_norm")?,
-            qkv: Linear::dense(Tensor::f_cat(&qkv, 0)?, None),
-            output: Linear::dense(reader.weight(&name("attn_output"), &[hidden, heads * head])?, None),
+            qkv: reader.linear(&qkv.concat(), hidden, INT4)?,
+            output: reader.linear(&output, heads * head, INT4)?,
             feed_norm: norm("ffn_norm")?,
-            gate_up: Linear::dense(Tensor::f_cat(&gate_up, 0)?, None),
-            down: Linear::dense(reader.weight(&name("ffn_down"), &[hidden, feed_forward])?, None),
+            gate_up: reader.linear(&gate_up.concat(), hidden, INT4)?,
+            down: reader.linear(&down, feed_forward, INT4)?,
         });
     }
-    let embedding = reader.weight("token_embd.weight", &[vocabulary, hidden])?;
-    let head_weight = match file.find("output.weight") {
-        Some(_) => reader.weight("output.weight", &[vocabulary, hidden])?,
-        None => embedding.shallow_clone(),
+    let words = reader.values("token_embd.weight", &[vocabulary, hidden])?;
+    // Beside packed layers the table is only looked up, never multiplied: half precision loses nothing of its 8-bit codes.
+    let is_dense = runtime.precision == Precision::Dense;
+    let embedding = reader.place(&words, &[vocabulary, hidden], if is_dense { runtime.compute } else { Kind::Half })?;
+    let head_layer = match file.find("output.weight") {
+        Some(_) => reader.linear(&reader.values("output.weight", &[vocabulary, hidden])?, hidden, Spec::int8())?,
+        None if is_dense => Linear::dense(embedding.shallow_clone(), None),
+        None => reader.linear(&words, hidden, Spec::int8())?,
     };
     let final_norm = Norm::rms(reader.tensor("output_norm.weight", &[hidden], Kind::Float)?, config.norm_epsilon);
     Ok(Backbone {
         rope: Rope::new(config.positions, head, config.rope_theta, runtime.device)?,
-        head: Linear::dense(head_weight, None),
+        head: head_layer,
         embedding,
         blocks,
         final_norm,

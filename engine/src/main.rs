@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use mneme_engine::assets::Assets;
-use mneme_engine::runtime::{ENVIRONMENT, Runtime};
+use mneme_engine::runtime::{ENVIRONMENT, Precision, Runtime};
 use mneme_engine::{ArrowEngine, NAME};
 use tracing_subscriber::EnvFilter;
 
@@ -26,12 +26,30 @@ struct Arguments {
     /// Threads of one tensor operation; 0 takes one for each processor.
     #[arg(long, global = true, default_value_t = 0, env = "MNEME_ENGINE_THREADS")]
     threads: usize,
+    /// How the generator's weights are kept; the fastest for this machine when it is not given.
+    #[arg(long, global = true, value_enum, env = "MNEME_ENGINE_WEIGHTS")]
+    weights: Option<Weights>,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Weights {
+    Dense,
+    Int8,
+    Int4,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serves the engine protocol on a socket that is handed over as standard input.
     Serve,
+    /// Runs one training job: events as JSON lines on standard output, the result beside the job. SIGTERM makes it write a
+    /// checkpoint and leave; the same job goes on from there.
+    Train {
+        /// The job as JSON.
+        job: PathBuf,
+    },
+    /// Measures perplexity of a text left to right and by diffusion.
+    Eval(commands::eval::Arguments),
     /// Generates text once and prints it: a quick look at the model.
     Generate(commands::generate::Arguments),
     /// Measures speed and memory on this machine.
@@ -74,10 +92,17 @@ fn restart_with_environment() -> Option<std::io::Error> {
 }
 
 fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
-    let runtime = Runtime::start(arguments.threads);
+    let precision = arguments.weights.map(|weights| match weights {
+        Weights::Dense => Precision::Dense,
+        Weights::Int8 => Precision::Int8,
+        Weights::Int4 => Precision::Int4,
+    });
+    let runtime = Runtime::start(arguments.threads, precision);
     let assets = Assets::find(arguments.assets.as_deref())?;
     match arguments.command {
         Command::Serve => serve(assets, runtime),
+        Command::Train { job } => commands::train::run(&job, assets, runtime.trainable()),
+        Command::Eval(arguments) => commands::eval::run(&arguments, assets, runtime),
         Command::Generate(arguments) => commands::generate::run(&arguments, assets, runtime),
         Command::Bench(arguments) => commands::bench::run(&arguments, assets, runtime),
     }

@@ -13,6 +13,18 @@ pub const ENVIRONMENT: [(&str, &str); 4] = [
     ("OMP_WAIT_POLICY", "passive"),
 ];
 
+/// How the generator's weights are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// In the compute kind; the only form that can be trained.
+    #[default]
+    Dense,
+    /// 8-bit codes, a scale for each output.
+    Int8,
+    /// 4-bit codes in groups of 32, as in the file that they come from; the head in 8 bits.
+    Int4,
+}
+
 /// What the networks run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Runtime {
@@ -20,6 +32,8 @@ pub struct Runtime {
     pub device: Device,
     /// The kind of weights and of matrix products; sums, norms and softmax stay in f32.
     pub compute: Kind,
+    /// How the generator's weights are kept.
+    pub precision: Precision,
     /// Threads of one operation.
     pub threads: usize,
 }
@@ -27,14 +41,24 @@ pub struct Runtime {
 impl Runtime {
     /// Sets libtorch's threads and picks device and number format for this machine. Call once, before any tensor.
     ///
-    /// `threads`: 0 takes one for each processor.
-    pub fn start(threads: usize) -> Self {
+    /// `threads`: 0 takes one for each processor. `precision`: `None` takes the fastest for this machine.
+    pub fn start(threads: usize, precision: Option<Precision>) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
         let threads = if threads == 0 { processors } else { threads.min(processors) };
         tch::set_num_threads(i32::try_from(threads).unwrap_or(1));
         let device = Device::cuda_if_available();
-        let compute = if device.is_cuda() || fast_bf16() { Kind::BFloat16 } else { Kind::Float };
-        Self { device, compute, threads }
+        let fast = device.is_cuda() || fast_bf16();
+        // Where bf16 runs on matrix units nothing is faster; elsewhere 8-bit codes move a quarter of the bytes.
+        let precision = precision.unwrap_or(if fast { Precision::Dense } else { Precision::Int8 });
+        let compute = if fast && precision == Precision::Dense { Kind::BFloat16 } else { Kind::Float };
+        Self { device, compute, precision, threads }
+    }
+
+    /// The same with dense weights, as training needs them.
+    #[must_use]
+    pub fn trainable(self) -> Self {
+        let compute = if self.device.is_cuda() || fast_bf16() { Kind::BFloat16 } else { Kind::Float };
+        Self { precision: Precision::Dense, compute, ..self }
     }
 }
 

@@ -1,10 +1,13 @@
 //! Scores texts by the log-likelihood of the causal mode. Texts of one context share its keys and values and one window.
 
-use mneme_engine_api::{CancelToken, EngineError, ScoreItem, ScoreOutcome};
+use std::sync::{Arc, Mutex};
+
+use mneme_engine_api::{AdapterUse, CancelToken, EngineError, ScoreItem, ScoreOutcome};
 
 use crate::error::Result;
 use crate::generate::stream::Stream;
-use crate::generator::Generator;
+use crate::generator::{Generator, SharedAdapter};
+use crate::nn::adapter::Adapter;
 
 /// A context is cut to its last tokens: what is near counts most.
 const CONTEXT_TOKENS_MAX: usize = 1_024;
@@ -14,11 +17,22 @@ const TEXT_TOKENS_MAX: usize = 1_024;
 const WINDOW_TOKENS: usize = 512;
 
 /// Scores every item, in its order.
-pub fn score(generator: &Generator, items: &[ScoreItem], cancel: &CancelToken) -> Result<Vec<ScoreOutcome>> {
+///
+/// `read` loads the adapter of an item.
+pub fn score(
+    generator: &Generator,
+    items: &[ScoreItem],
+    read: &dyn Fn(&AdapterUse) -> Result<Adapter>,
+    cancel: &CancelToken,
+) -> Result<Vec<ScoreOutcome>> {
     let mut outcomes = vec![ScoreOutcome { log_likelihood: 0.0, tokens: 0 }; items.len()];
     let mut order: Vec<usize> = (0..items.len()).collect();
-    order.sort_by(|a, b| items[*a].context.cmp(&items[*b].context).then(a.cmp(b)));
-    for group in order.chunk_by(|a, b| items[*a].context == items[*b].context) {
+    let key = |index: &usize| {
+        let adapter = items[*index].adapter.as_ref().map(|adapter| (&adapter.folder, adapter.scale.to_bits()));
+        (adapter, &items[*index].context)
+    };
+    order.sort_by(|a, b| key(a).cmp(&key(b)).then(a.cmp(b)));
+    for group in order.chunk_by(|a, b| key(a) == key(b)) {
         let mut context = generator.encode(&items[group[0]].context)?;
         context.drain(..context.len().saturating_sub(CONTEXT_TOKENS_MAX));
         context.insert(0, generator.special.document);
@@ -28,7 +42,10 @@ pub fn score(generator: &Generator, items: &[ScoreItem], cancel: &CancelToken) -
             text.truncate(TEXT_TOKENS_MAX);
             texts.push(text);
         }
-        let adapters = generator.adapter_zero.iter().cloned().collect();
+        let mut adapters: Vec<Arc<SharedAdapter>> = generator.adapter_zero.iter().cloned().collect();
+        if let Some(adapter) = &items[group[0]].adapter {
+            adapters.push(Arc::new(Mutex::new(read(adapter)?)));
+        }
         let capacity = context.len() + WINDOW_TOKENS.max(TEXT_TOKENS_MAX);
         let mut stream = Stream::new(generator, adapters, capacity)?;
         stream.feed(&context, &mut || Ok(cancel.check()?))?;

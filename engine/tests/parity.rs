@@ -6,9 +6,10 @@ use mneme_base::Embedding;
 use mneme_engine::assets::Assets;
 use mneme_engine::embedder::Embedder;
 use mneme_engine::load;
-use mneme_engine::nn::backbone::Window;
+use mneme_engine::nn::backbone::{Additions, Window};
+use mneme_engine::nn::conditioner::Conditioner;
 use mneme_engine::nn::visibility::Visibility;
-use mneme_engine::runtime::Runtime;
+use mneme_engine::runtime::{Precision, Runtime};
 use mneme_engine_api::CancelToken;
 use tch::{Device, Kind, Tensor};
 
@@ -53,7 +54,7 @@ impl Bytes {
 fn embeddings_equal_transformers_on_two_hundred_texts() {
     let Some(assets) = assets() else { return };
     for (compute, cosine_min) in [(Kind::Float, 0.9999), (Kind::BFloat16, 0.999)] {
-        let runtime = Runtime { device: Device::Cpu, compute, threads: 2 };
+        let runtime = Runtime { device: Device::Cpu, compute, precision: Precision::Dense, threads: 2 };
         let embedder = Embedder::load(&assets, runtime).unwrap();
         let mut golden = Bytes::golden("embedder.bin");
         let (mut texts, mut expected) = (Vec::new(), Vec::new());
@@ -77,7 +78,7 @@ fn embeddings_equal_transformers_on_two_hundred_texts() {
 #[test]
 fn generator_logits_equal_transformers_on_a_thousand_positions() {
     let Some(assets) = assets() else { return };
-    let runtime = Runtime { device: Device::Cpu, compute: Kind::Float, threads: 2 };
+    let runtime = Runtime { device: Device::Cpu, compute: Kind::Float, precision: Precision::Dense, threads: 2 };
     let file = load::open_gguf(&assets.generator()).unwrap();
     let backbone = load::llama_from_gguf(&file, 18, true, runtime).unwrap();
     let _guard = tch::no_grad_guard();
@@ -88,7 +89,7 @@ fn generator_logits_equal_transformers_on_a_thousand_positions() {
         let tokens: Vec<i64> = (0..length).map(|_| i64::from(golden.u32())).collect();
         let positions: Vec<i64> = (0..i64::from(length)).collect();
         let window = Window { tokens: &tokens, positions: &positions, visibility: Visibility::Causal };
-        let logits = backbone.logits(&backbone.hidden(&window, None, &[]).unwrap()).unwrap();
+        let logits = backbone.logits(&backbone.hidden(&window, None, Additions::default()).unwrap()).unwrap();
         let sums = Vec::<f32>::try_from(&logits.logsumexp(-1, false)).unwrap();
         let best = Vec::<i64>::try_from(&logits.argmax(-1, false)).unwrap();
         let probes = Tensor::from_slice(&PROBES.map(|id| id as i64));
@@ -106,4 +107,31 @@ fn generator_logits_equal_transformers_on_a_thousand_positions() {
     }
     println!("{positions_seen} positions: largest logit error {error_max:e}, log-sum-exp error {sum_error_max:e}");
     assert!(positions_seen >= 1_000 && error_max < LOGIT_ERROR_MAX && sum_error_max < LOGIT_ERROR_MAX);
+}
+
+#[test]
+fn memories_behind_zero_gates_change_no_bit_and_behind_open_gates_do() {
+    let Some(assets) = assets() else { return };
+    let runtime = Runtime { device: Device::Cpu, compute: Kind::Float, precision: Precision::Dense, threads: 2 };
+    let file = load::open_gguf(&assets.generator()).unwrap();
+    let backbone = load::llama_from_gguf(&file, 16, true, runtime).unwrap();
+    let _guard = tch::no_grad_guard();
+    let mut state = 1_u64;
+    let uniform = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 11) as f64 / (1_u64 << 53) as f64
+    };
+    let mut conditioner = Conditioner::zeroed(&backbone.config, 384, Device::Cpu, uniform).unwrap();
+    let embedding: Vec<f32> = (0..384).map(|i| (i as f32 * 0.7).sin() / 14.0).collect();
+    let memories = conditioner.project(&[&embedding, &embedding]).unwrap();
+    let (tokens, positions): (Vec<i64>, Vec<i64>) = ((5..25).collect(), (0..20).collect());
+    let window = Window { tokens: &tokens, positions: &positions, visibility: Visibility::Causal };
+    let bits = |additions: Additions<'_>| -> Vec<u32> {
+        let hidden = backbone.hidden(&window, None, additions).unwrap();
+        Vec::<f32>::try_from(hidden.reshape([-1])).unwrap().into_iter().map(f32::to_bits).collect()
+    };
+    let plain = bits(Additions::default());
+    assert_eq!(plain, bits(Additions { adapters: &[], memories: Some((&conditioner, &memories)) }));
+    conditioner.set_gates(0.5).unwrap();
+    assert_ne!(plain, bits(Additions { adapters: &[], memories: Some((&conditioner, &memories)) }));
 }

@@ -22,7 +22,10 @@ type Failure = Box<dyn std::error::Error>;
 pub(crate) fn run(arguments: &Arguments, assets: Assets, runtime: Runtime) -> Result<(), Failure> {
     let opened = Instant::now();
     let engine = ArrowEngine::open(assets, runtime)?;
-    println!("threads {}, compute {:?}, device {:?}", runtime.threads, runtime.compute, runtime.device);
+    println!(
+        "threads {}, compute {:?}, weights {:?}, device {:?}",
+        runtime.threads, runtime.compute, runtime.precision, runtime.device
+    );
     println!("{:<44} {:>10.1} ms", "open (embedder, base hash)", opened.elapsed().as_secs_f64() * 1e3);
     embedding(&engine, arguments.runs)?;
     println!("{:<44} {:>10.1} MiB", "resident with the embedder", resident_mib());
@@ -91,12 +94,14 @@ fn embedding(engine: &ArrowEngine, runs: usize) -> Result<(), Failure> {
 
 fn median(runs: usize, mut work: impl FnMut() -> Result<(), Failure>) -> Result<f64, Failure> {
     work()?;
+    let started_cpu = cpu_ms();
     let mut times = Vec::with_capacity(runs);
     for _ in 0..runs.max(1) {
         let started = Instant::now();
         work()?;
         times.push(started.elapsed().as_secs_f64() * 1e3);
     }
+    print!("{:>8.1} cpu-ms  ", (cpu_ms() - started_cpu) / times.len() as f64);
     times.sort_by(f64::total_cmp);
     Ok(times[times.len() / 2])
 }
@@ -106,4 +111,12 @@ fn resident_mib() -> f64 {
     let status = fs_err::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok()).map_or(0.0, |kib| kib / 1024.0)
+}
+
+/// Processor time of this process so far (ms), in the kernel's ticks of 10 ms; tells work from waiting on a busy machine.
+fn cpu_ms() -> f64 {
+    let stat = fs_err::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ').collect();
+    let ticks = |index: usize| fields.get(index).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
+    (ticks(11) + ticks(12)) * 10.0
 }

@@ -30,6 +30,8 @@ pub struct Hole {
     pub max: usize,
     /// Whether the text may end inside it.
     pub may_stop: bool,
+    /// Whether its first token starts with a space.
+    pub spaced: bool,
 }
 
 impl Session<'_> {
@@ -57,6 +59,9 @@ impl Session<'_> {
                     }
                 }
                 _ => self.restrict(&mut row, hole.may_stop && past_min),
+            }
+            if hole.spaced && fill.tokens.is_empty() {
+                self.require_space(&mut row);
             }
             let drawn = self.plan.draw.token(&row, Some(self.generator.special.mask), &mut self.rng);
             let token = drawn.ok_or_else(|| EngineError::Unsatisfiable {

@@ -65,6 +65,9 @@ impl Session<'_> {
             let (mut draft, mut proposals) = (Vec::with_capacity(drafted), Vec::with_capacity(rows.len()));
             for (place, row) in rows.chunks_exact_mut(vocabulary).enumerate() {
                 self.restrict(row, may_stop(place));
+                if hole.spaced && begun + place == 0 {
+                    self.require_space(row);
+                }
                 let probabilities = self.plan.draw.probabilities(row, Some(mask));
                 let token = mneme_diffusion::random::categorical(&mut self.rng, &probabilities);
                 draft.push(token.ok_or_else(no_distribution)? as u32);
@@ -74,7 +77,12 @@ impl Session<'_> {
             let hidden = self.ensemble.peek(&draft, Visibility::Causal)?;
             let places: Vec<usize> = (0..=drafted).collect();
             let mut rows = self.ensemble.rows(Some(&hidden), &places)?;
-            rows.chunks_exact_mut(vocabulary).enumerate().for_each(|(place, row)| self.restrict(row, may_stop(place)));
+            for (place, row) in rows.chunks_exact_mut(vocabulary).enumerate() {
+                self.restrict(row, may_stop(place));
+                if hole.spaced && begun + place == 0 {
+                    self.require_space(row);
+                }
+            }
             let target: Vec<f32> =
                 rows.chunks_exact(vocabulary).flat_map(|row| self.plan.draw.probabilities(row, Some(mask))).collect();
             let verified = verify(&draft, Drafted::Independent(&proposals), &target, vocabulary, &mut self.rng)

@@ -71,6 +71,12 @@ impl Session<'_> {
             Some(PlanPiece::Hole { min, .. }) => *min,
             _ => 0,
         };
+        let of_hole = |piece: &PlanPiece| match piece {
+            PlanPiece::Hole { spaced, .. } => Some(*spaced),
+            PlanPiece::Text { .. } => None,
+        };
+        let spaced = pieces.iter().filter_map(of_hole).zip(sampler.canvas().holes().to_vec());
+        let spaced: Vec<usize> = spaced.filter(|(spaced, _)| *spaced).map(|(_, hole)| hole.start).collect();
         let mark = self.ensemble.mark()?;
         let started = self.step;
         let mut read = 0;
@@ -93,6 +99,9 @@ impl Session<'_> {
             let vocabulary = self.ensemble.vocabulary();
             for (row, position) in rows.chunks_exact_mut(vocabulary).zip(&wanted) {
                 self.restrict(row, automaton.is_some() || (is_continuation && *position >= min));
+                if spaced.contains(position) {
+                    self.require_space(row);
+                }
             }
             let logits = LogitRows::new(&wanted, vocabulary, &rows).map_err(refused)?;
             match automaton {

@@ -37,6 +37,9 @@ pub enum PlanPiece {
         min: usize,
         /// At most.
         max: usize,
+        /// Whether its first token starts with a space: the one that stood before it was taken off the text, because the
+        /// vocabulary joins spaces with the words after them.
+        spaced: bool,
     },
 }
 
@@ -63,7 +66,7 @@ impl Plan {
         check_numbers(request)?;
         let pieces = encode_canvas(request, generator)?;
         let conditions = match request.guidance {
-            Guidance::None => Vec::new(),
+            Guidance::None | Guidance::CrossAttention => Vec::new(),
             _ => encode_conditions(request, generator)?,
         };
         let special = &generator.special;
@@ -191,12 +194,18 @@ fn rule(sampler: Sampler) -> Result<CommitRule> {
 fn encode_canvas(request: &GenerateRequest, generator: &Generator) -> Result<Vec<PlanPiece>> {
     let mut pieces = Vec::with_capacity(request.canvas.len());
     let (mut total, mut holes) = (0_usize, 0_usize);
-    for segment in &request.canvas {
+    let mut spaced = false;
+    for (index, segment) in request.canvas.iter().enumerate() {
         match segment {
             Segment::Text(text) => {
+                let before_hole = matches!(request.canvas.get(index + 1), Some(Segment::Hole { .. }));
+                let bare = text.strip_suffix(' ').filter(|bare| bare.ends_with(|c: char| !c.is_whitespace()));
+                // A constraint speaks of the whole fill, so that nothing may be put before it.
+                spaced = before_hole && bare.is_some() && request.constraint.is_none();
+                let text = if spaced { bare.unwrap_or(text) } else { text.as_str() };
                 let tokens = generator.encode(text)?;
                 total = total.saturating_add(tokens.len());
-                pieces.push(PlanPiece::Text { text: text.clone(), tokens });
+                pieces.push(PlanPiece::Text { text: text.to_owned(), tokens });
             }
             Segment::Hole { tokens_min, tokens_max } => {
                 if *tokens_min < 1 || tokens_min > tokens_max {
@@ -206,7 +215,8 @@ fn encode_canvas(request: &GenerateRequest, generator: &Generator) -> Result<Vec
                 }
                 total = total.saturating_add(*tokens_max as usize);
                 holes += 1;
-                pieces.push(PlanPiece::Hole { min: *tokens_min as usize, max: *tokens_max as usize });
+                pieces.push(PlanPiece::Hole { min: *tokens_min as usize, max: *tokens_max as usize, spaced });
+                spaced = false;
             }
         }
     }

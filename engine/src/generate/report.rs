@@ -9,16 +9,24 @@ use mneme_text::ControlText;
 use crate::error::Result;
 use crate::generate::ar::Fill;
 use crate::generate::plan::PlanPiece;
+use crate::generate::session::Decided;
 use crate::generator::Generator;
 
-/// Expected residual `1 - p` of the token that is there, by mask rate in equal steps from 0 to 1. Printed by
-/// `mneme-engine eval --residuals`; it belongs to the model without adapter zero.
-const EXPECTED_RESIDUALS: [f32; 2] = [0.5, 0.9];
+/// Mean residual `1 - p` of the token that is there, read left to right. Printed by `mneme-engine eval --residuals`.
+const CAUSAL_RESIDUAL: f32 = 0.6;
+/// The same in blocks of 8, by mask rate in equal bins from 0 to 1, of the model without adapter zero.
+const BLOCK_RESIDUALS: [f32; 2] = [0.9, 0.95];
 
 /// The table that surprise is measured against.
 pub fn residuals() -> &'static ResidualTable {
     static TABLE: OnceLock<ResidualTable> = OnceLock::new();
-    TABLE.get_or_init(|| ResidualTable::new(EXPECTED_RESIDUALS.to_vec()).expect("the table is a valid constant"))
+    TABLE.get_or_init(|| ResidualTable::new(BLOCK_RESIDUALS.to_vec()).expect("the table is a valid constant"))
+}
+
+/// The residual of a token over the one expected of its mode and mask rate: 1 in the mean on ordinary text.
+fn surprise(decided: &Decided) -> f32 {
+    let residual = 1.0 - decided.confidence;
+    if decided.mask_rate > 0.0 { residuals().surprise(residual, decided.mask_rate) } else { residual / CAUSAL_RESIDUAL }
 }
 
 /// The text of one fill, and a trace for each of its tokens. Bytes of an unfinished character go to the token that completes it.
@@ -34,7 +42,7 @@ pub fn traces(fill: &Fill, generator: &Generator) -> Result<(String, Vec<TokenTr
             text: piece,
             confidence: decided.confidence,
             ambiguity: decided.entropy,
-            surprise: residuals().surprise(1.0 - decided.confidence, decided.mask_rate),
+            surprise: surprise(decided),
             step: decided.step,
         });
     }
@@ -54,4 +62,17 @@ pub fn whole(pieces: &[PlanPiece], fills: &[String]) -> String {
         PlanPiece::Hole { .. } => fills.next().cloned().unwrap_or_default(),
     };
     pieces.iter().map(piece).collect()
+}
+
+/// The fills without the spaces that belong to the text before them.
+pub fn without_borrowed_space(pieces: &[PlanPiece], fills: Vec<String>) -> Vec<String> {
+    let spaced = pieces.iter().filter_map(|piece| match piece {
+        PlanPiece::Hole { spaced, .. } => Some(*spaced),
+        PlanPiece::Text { .. } => None,
+    });
+    let own = |(fill, spaced): (String, bool)| match fill.strip_prefix(' ') {
+        Some(bare) if spaced => bare.to_owned(),
+        _ => fill,
+    };
+    fills.into_iter().zip(spaced).map(own).collect()
 }

@@ -79,6 +79,16 @@ impl Session<'_> {
         }
     }
 
+    /// Leaves only tokens that start with a space: for the first token of a hole whose space was taken off the text.
+    pub fn require_space(&self, row: &mut [f32]) {
+        for (token, logit) in row.iter_mut().enumerate() {
+            let bytes = self.generator.tokenizer.token_bytes(token as u32);
+            if !bytes.is_some_and(|bytes| bytes.first() == Some(&b' ')) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
+
     /// What a row says about the token that was chosen from it.
     pub fn decide(&self, row: &[f32], token: u32, mask_rate: f32) -> Result<Decided> {
         let refuse = || EngineError::Internal { reason: "network gave no distribution".into() };
@@ -95,7 +105,7 @@ impl Session<'_> {
         for piece in &self.plan.pieces {
             match piece {
                 PlanPiece::Text { text, .. } => canvas.push_str(text),
-                PlanPiece::Hole { min, max } => {
+                PlanPiece::Hole { min, max, .. } => {
                     let unknown = vec![None; *min];
                     let fill = fills.next().unwrap_or(&unknown);
                     holes += fill.len().clamp(*min, *max);

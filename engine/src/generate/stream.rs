@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use crate::error::{ModelError, Result};
 use crate::generator::{Generator, SharedAdapter, rows_of};
-use crate::nn::backbone::Window;
+use crate::nn::backbone::{Additions, Window};
 use crate::nn::cache::KvCache;
 use crate::nn::visibility::Visibility;
 
@@ -22,6 +22,8 @@ pub struct Stream<'a> {
     generator: &'a Generator,
     adapters: Vec<Arc<SharedAdapter>>,
     cache: KvCache,
+    /// Projected memories, `[memories, hidden] f32`.
+    memories: Option<Tensor>,
     /// `[1, hidden]`: by the shift, the logits of the next position come from it.
     tail: Option<Tensor>,
 }
@@ -30,7 +32,15 @@ impl<'a> Stream<'a> {
     /// An empty stream for texts up to `tokens_max` tokens.
     pub fn new(generator: &'a Generator, adapters: Vec<Arc<SharedAdapter>>, tokens_max: usize) -> Result<Self> {
         let cache = generator.backbone().cache(tokens_max as i64)?;
-        Ok(Self { generator, adapters, cache, tail: None })
+        Ok(Self { generator, adapters, memories: None, cache, tail: None })
+    }
+
+    /// Lets the network attend to memories, given by their embeddings; without a conditioner it cannot.
+    pub fn attend_to(&mut self, embeddings: &[&[f32]]) -> Result<()> {
+        let conditioner = self.generator.conditioner();
+        let conditioner = conditioner.ok_or_else(|| ModelError::load("conditioner", "this model has none"))?;
+        self.memories = Some(conditioner.project(embeddings)?);
+        Ok(())
     }
 
     /// Committed tokens.
@@ -63,7 +73,9 @@ impl<'a> Stream<'a> {
         let backbone = self.generator.backbone();
         let held: Vec<_> = self.adapters.iter().map(|one| one.lock().unwrap_or_else(PoisonError::into_inner)).collect();
         let adapters: Vec<_> = held.iter().map(|adapter| &**adapter).collect();
-        backbone.hidden(&window, Some(&mut self.cache), &adapters)
+        let conditioner = self.memories.as_ref().and_then(|memories| Some((self.generator.conditioner()?, memories)));
+        let memories = conditioner.as_ref().map(|(conditioner, memories)| (&**conditioner, *memories));
+        backbone.hidden(&window, Some(&mut self.cache), Additions { adapters: &adapters, memories })
     }
 
     /// Commits the first `count` tokens of the window that was peeked at causally, whose hidden states are given.

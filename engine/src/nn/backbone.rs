@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor};
 use crate::error::{ModelError, Result};
 use crate::nn::adapter::{Adapter, LowRank, Slot};
 use crate::nn::cache::KvCache;
+use crate::nn::conditioner::Conditioner;
 use crate::nn::linear::Linear;
 use crate::nn::norm::Norm;
 use crate::nn::rope::{Rope, Rotation};
@@ -76,6 +77,22 @@ pub struct Backbone {
     pub(crate) device: Device,
 }
 
+/// What is added to the base network in one evaluation; nothing by default.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Additions<'a> {
+    /// Low-rank updates, summed.
+    pub adapters: &'a [&'a Adapter],
+    /// A conditioner, and the memories that it projected: `[memories, hidden] f32`.
+    pub memories: Option<(&'a Conditioner, &'a Tensor)>,
+}
+
+impl<'a> Additions<'a> {
+    /// Adapters and no memories.
+    pub fn adapters(adapters: &'a [&'a Adapter]) -> Self {
+        Self { adapters, memories: None }
+    }
+}
+
 /// The tokens of one evaluation.
 #[derive(Debug, Clone, Copy)]
 pub struct Window<'a> {
@@ -94,6 +111,12 @@ impl Backbone {
         KvCache::new(config.layers, config.kv_heads, config.head, capacity, self.kind, self.device)
     }
 
+    /// Whether gradients pass through all layers.
+    pub fn is_trainable(&self) -> bool {
+        let dense = |b: &Block| b.qkv.is_dense() && b.output.is_dense() && b.gate_up.is_dense() && b.down.is_dense();
+        self.head.is_dense() && self.blocks.iter().all(dense)
+    }
+
     /// The device of all tensors.
     pub fn device(&self) -> Device {
         self.device
@@ -108,7 +131,7 @@ impl Backbone {
         &self,
         window: &Window<'_>,
         mut cache: Option<&mut KvCache>,
-        adapters: &[&Adapter],
+        additions: Additions<'_>,
     ) -> Result<Tensor> {
         let length = window.tokens.len() as i64;
         if length == 0 || window.positions.len() != window.tokens.len() {
@@ -129,12 +152,19 @@ impl Backbone {
         let mut x = self.embedding.f_index_select(0, &tokens)?.f_to_kind(Kind::Float)?;
         for (index, block) in self.blocks.iter().enumerate() {
             let updates = |slot: Slot| -> Vec<(&LowRank, f64)> {
-                adapters.iter().filter_map(|a| Some((a.layers.get(index)?.get(slot as usize)?, a.scale()))).collect()
+                additions
+                    .adapters
+                    .iter()
+                    .filter_map(|a| Some((a.layers.get(index)?.get(slot as usize)?, a.scale())))
+                    .collect()
             };
             let normed = block.attention_norm.forward(&x, self.kind)?;
             let qkv = block.qkv.forward(&normed, &updates(Slot::Qkv), self.kind)?;
             let attended = self.attend(&qkv, index, &rotation, mask.as_ref(), cache.as_deref_mut())?;
             x = x.f_add(&block.output.forward(&attended, &updates(Slot::Output), self.kind)?)?;
+            if let Some((conditioner, memories)) = additions.memories {
+                x = conditioner.mix(index, &x, memories)?;
+            }
             let normed = block.feed_norm.forward(&x, self.kind)?;
             let wide = block.gate_up.forward(&normed, &updates(Slot::GateUp), self.kind)?;
             x = x.f_add(&block.down.forward(&self.activate(&wide)?, &updates(Slot::Down), self.kind)?)?;
