@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mneme_base::{AdapterId, Clock, Embedding, MemoryId, Timestamp, TrustTier};
@@ -140,6 +141,8 @@ pub(crate) enum Message {
     JobEnded(AdapterId),
     /// Time passes.
     Tick,
+    /// Some changes of the memory were not heard of.
+    MissedChanges,
 }
 
 /// What evolution starts from.
@@ -164,6 +167,10 @@ pub(crate) struct State {
     texts: u64,
     engine_seen: Option<mneme_base::ContentHash>,
     job: Option<(AdapterId, CancelToken)>,
+    /// The task of the last job: a new one begins when it has ended, so that one job trains at a time.
+    job_task: Option<tokio::task::JoinHandle<()>>,
+    /// Tells the last job that another one took its place.
+    replaced: Arc<AtomicBool>,
     progress: Option<f32>,
 }
 
@@ -192,11 +199,15 @@ impl Actor for EvolutionActor {
             texts: 0,
             engine_seen: None,
             job: None,
+            job_task: None,
+            replaced: Arc::default(),
             progress: None,
             arguments,
         };
         let actions = state.evolution.reconcile();
         state.carry_out(&myself, actions).await?;
+        state.find_forgotten(&myself).await?;
+        state.sweep_folders();
         if state.arguments.enabled {
             myself.send_interval(TICK, || Message::Tick);
             let changes = state.arguments.memory.changes();
@@ -258,6 +269,7 @@ impl Actor for EvolutionActor {
                 Ok(())
             }
             Message::Tick => state.tick(&myself).await,
+            Message::MissedChanges => state.find_forgotten(&myself).await,
         }
     }
 
@@ -319,6 +331,34 @@ impl State {
             }
         }
         Ok(notices)
+    }
+
+    /// Asks the store which memories in use are gone: the store and the log are not written at once, and a feed has gaps.
+    async fn find_forgotten(&mut self, myself: &ActorRef<Message>) -> Result<(), ActorProcessingErr> {
+        let in_use: Vec<MemoryId> = self.evolution.memories_in_use().into_iter().collect();
+        if in_use.is_empty() {
+            return Ok(());
+        }
+        let found = self.arguments.memory.get_all(in_use.clone(), deadline_in(JOURNAL_TIMEOUT)).await?;
+        let found: std::collections::BTreeSet<MemoryId> = found.into_iter().map(|memory| memory.id).collect();
+        let missing: Vec<MemoryId> = in_use.into_iter().filter(|id| !found.contains(id)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.happened(myself, Event::Forgotten(missing)).await.map(|_| ())
+    }
+
+    /// Removes folders of adapters that nobody keeps: left by a kill between a decision and its effect.
+    fn sweep_folders(&self) {
+        let Ok(entries) = fs_err::read_dir(&self.arguments.folder) else {
+            return;
+        };
+        for entry in entries.filter_map(Result::ok) {
+            let adapter = entry.file_name().to_string_lossy().parse::<AdapterId>();
+            if adapter.is_ok_and(|adapter| !self.evolution.keeps(adapter)) {
+                remove_folder(&entry.path());
+            }
+        }
     }
 
     fn job_spec(&self, adapter: AdapterId) -> Option<JobSpec> {
@@ -426,16 +466,27 @@ impl State {
         if let Some((_, cancel)) = &self.job {
             cancel.cancel();
         }
+        self.replaced.store(true, Ordering::Release);
+        let replaced = Arc::new(AtomicBool::new(false));
+        self.replaced = Arc::clone(&replaced);
         let cancel = CancelToken::default();
         self.job = Some((spec.adapter, cancel.clone()));
         self.progress = Some(0.0);
         let (arguments, myself) = (self.arguments.clone(), myself.clone());
-        tokio::spawn(async move {
+        let before = self.job_task.take();
+        self.job_task = Some(tokio::spawn(async move {
+            if let Some(before) = before {
+                let _ = before.await;
+            }
             let adapter = spec.adapter;
             let event = run_job(&arguments, spec, scale, cancel, &myself).await;
+            // A job that another one has replaced has nothing more to say: its preemption is not the new one's.
+            if replaced.load(Ordering::Acquire) {
+                return;
+            }
             let _ = myself.send_message(Message::JobEnded(adapter));
             let _ = myself.send_message(Message::Happened(Box::new(event)));
-        });
+        }));
     }
 }
 
@@ -505,12 +556,15 @@ async fn job_of(arguments: &Arguments, spec: &JobSpec, scale: f32) -> Result<Tra
     if train.is_empty() || held_out.is_empty() {
         return Err(ActorError::NotFound { what: String::from("text to learn from") });
     }
+    // What neighbouring contexts learned must not be forgotten either.
+    let mut guard = base_text::guard();
+    guard.extend(texts_of(arguments.memory.get_all(spec.guard.clone(), deadline).await?));
     let bytes: usize = train.iter().map(|text| text.text.len()).sum();
     Ok(TrainJob {
         adapter: spec.adapter,
         level: spec.level,
         replay: base_text::replay((bytes as f64 * spec.replay_fraction) as usize),
-        guard: base_text::guard(),
+        guard,
         placebo: if spec.placebo { base_text::placebo(bytes) } else { Vec::new() },
         train,
         held_out,
@@ -530,13 +584,16 @@ async fn listen(mut changes: broadcast::Receiver<Change>, arguments: Arguments, 
     loop {
         let change = match changes.recv().await {
             Ok(change) => change,
-            // The loop keeps the newest few thousand texts in any case: what was skipped over is older.
-            Err(broadcast::error::RecvError::Lagged(_)) => continue,
+            // New texts that were skipped over are no loss, the loop keeps the newest in any case; a forgotten one is.
+            Err(broadcast::error::RecvError::Lagged(_)) => {
+                let _ = myself.send_message(Message::MissedChanges);
+                continue;
+            }
             Err(broadcast::error::RecvError::Closed) => return,
         };
         let event = match change {
             Change::Forgotten(ids) => Some(Event::Forgotten(ids)),
-            Change::Remembered { id, trust, valid_from } if trust == TrustTier::User => {
+            Change::Remembered { id, trust: TrustTier::User, valid_from } => {
                 user_text(&arguments, id, valid_from).await
             }
             Change::Remembered { .. } => None,

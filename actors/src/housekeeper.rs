@@ -114,16 +114,12 @@ impl State {
                 }
             }
             Err(error) => {
-                let count = match self.failures.iter_mut().find(|(failed, _)| *failed == step) {
-                    Some((_, count)) => {
-                        *count += 1;
-                        *count
-                    }
-                    None => {
-                        self.failures.push((step, 1));
-                        1
-                    }
-                };
+                let index = self.failures.iter().position(|(failed, _)| *failed == step).unwrap_or_else(|| {
+                    self.failures.push((step, 0));
+                    self.failures.len() - 1
+                });
+                self.failures[index].1 += 1;
+                let count = self.failures[index].1;
                 if count >= FAILURES_ALARM {
                     tracing::error!(?step, count, %error, "upkeep keeps failing");
                 } else {

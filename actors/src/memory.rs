@@ -119,7 +119,7 @@ impl MemoryHandle {
 
     /// Answers a question. Without an engine the answer is from text and says so.
     pub async fn recall(&self, ask: RecallAsk, deadline: Instant) -> Result<Recall, ActorError> {
-        self.slot.call(ask, deadline, Message::Recall).await
+        self.slot.call(ask, deadline, |request| Message::Recall(Box::new(request))).await
     }
 
     /// Returns one memory.
@@ -206,7 +206,7 @@ pub(crate) enum Message {
     /// Change something.
     Apply(Request<Vec<Operation>, Vec<OperationOutcome>>),
     /// Answer a question.
-    Recall(Request<RecallAsk, Recall>),
+    Recall(Box<Request<RecallAsk, Recall>>),
     /// Embed a text.
     Embed(Request<String, Embedding>),
     /// Look something up.
@@ -306,7 +306,7 @@ impl Actor for MemoryActor {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             Message::Apply(request) => state.apply(request),
-            Message::Recall(request) => state.recall(request),
+            Message::Recall(request) => state.recall(*request),
             Message::Embed(request) => state.embed(request),
             Message::Read(request) => state.read(request),
             Message::Maintain(request) => state.maintain(request),

@@ -143,7 +143,7 @@ impl Actor for Supervisor {
     ) -> Result<(), ActorProcessingErr> {
         match event {
             SupervisionEvent::ActorFailed(actor, error) => {
-                state.child_ended(&myself, actor.get_id(), &error.to_string())
+                state.child_ended(&myself, actor.get_id(), &error.to_string());
             }
             SupervisionEvent::ActorTerminated(actor, _, reason) => {
                 state.child_ended(&myself, actor.get_id(), reason.as_deref().unwrap_or("it stopped"));

@@ -206,3 +206,198 @@ where
     };
     Child { name, policy: USUAL, spawn: Box::new(spawn) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use mneme_base::{ManualClock, MemoryId, Namespace, OpId, Timestamp};
+    use mneme_engine_api::{AbsentEngine, FakeEngine};
+    use mneme_memory::{DurableOptions, InMemoryStore, NewMemory, Operation, OperationKind, RecallQuery, StoreError};
+
+    use super::*;
+    use crate::call::{ActorError, deadline_in};
+    use crate::memory::RecallAsk;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
+    const SOON: Duration = Duration::from_secs(20);
+
+    async fn start(engine: Arc<dyn Engine>, folder: &std::path::Path) -> System {
+        let options = SystemOptions {
+            store: Arc::new(InMemoryStore::new(DurableOptions::default())),
+            engine,
+            clock: Arc::new(ManualClock::new(NOW)),
+            group_commit_wait: Duration::ZERO,
+            group_commit_operations_max: 64,
+            policy: Policy::default(),
+            evolution_enabled: true,
+            pause_on_battery: false,
+            adapters_dir: folder.join("adapters"),
+            watcher: WatcherOptions::default(),
+            intervals: Intervals::default(),
+        };
+        System::start(options).await.unwrap()
+    }
+
+    fn remember(text: &str) -> Operation {
+        let memory = NewMemory::note(Namespace::default(), text, "test");
+        Operation { op_id: OpId::generate(), kind: OperationKind::Remember(memory) }
+    }
+
+    async fn recall(system: &System) -> Result<mneme_memory::Recall, ActorError> {
+        let query = RecallQuery::new(Namespace::default(), "when is tea", 3);
+        system.memory.recall(RecallAsk::new(query), deadline_in(SOON)).await
+    }
+
+    #[tokio::test]
+    async fn what_is_remembered_is_recalled_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let system = start(Arc::new(FakeEngine::default()), folder.path()).await;
+        system.memory.apply(remember("tea is at four"), deadline_in(SOON)).await.unwrap();
+        let recall = recall(&system).await.unwrap();
+        assert_eq!(recall.hits[0].memory.text, "tea is at four");
+        assert!(recall.degraded.is_empty());
+        system.stop().await;
+    }
+
+    #[tokio::test]
+    async fn without_an_engine_recall_answers_from_text_and_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let engine = Arc::new(AbsentEngine { reason: "none".into() });
+        let system = start(engine, folder.path()).await;
+        system.memory.apply(remember("tea is at four"), deadline_in(SOON)).await.unwrap();
+        let recall = recall(&system).await.unwrap();
+        assert_eq!(recall.hits.len(), 1);
+        assert_eq!(recall.degraded, ["embedding"]);
+        system.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_panicking_actor_is_restarted_and_the_others_go_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let system = start(Arc::new(FakeEngine::default()), folder.path()).await;
+        system.memory.apply(remember("tea is at four"), deadline_in(SOON)).await.unwrap();
+        system.memory.slot.cast(crate::memory::Message::Panic);
+        let until = deadline_in(SOON);
+        while system.memory.status().restarts == 0 {
+            assert!(tokio::time::Instant::now() < until, "it was not restarted");
+            // Others answer meanwhile.
+            assert!(system.watcher.list(until).await.unwrap().is_empty());
+        }
+        assert_eq!(recall(&system).await.unwrap().hits.len(), 1);
+        assert!(system.fatal.borrow().is_none());
+        system.stop().await;
+    }
+
+    #[tokio::test]
+    async fn an_actor_that_keeps_failing_ends_the_daemon_with_a_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        let system = start(Arc::new(FakeEngine::default()), folder.path()).await;
+        let mut fatal = system.fatal.clone();
+        let until = deadline_in(SOON);
+        while fatal.borrow().is_none() {
+            assert!(tokio::time::Instant::now() < until, "it was restarted for ever");
+            system.memory.slot.cast(crate::memory::Message::Panic);
+            let _ = tokio::time::timeout(Duration::from_millis(5), fatal.changed()).await;
+        }
+        let reason = fatal.borrow().clone().unwrap();
+        assert!(reason.starts_with("memory failed more than 5 times in 60 s"), "{reason}");
+        system.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_deadline_that_has_passed_is_told_before_the_work() {
+        let folder = tempfile::tempdir().unwrap();
+        let system = start(Arc::new(FakeEngine::default()), folder.path()).await;
+        let result = system.memory.get(MemoryId::from_bytes([0; 16]), tokio::time::Instant::now()).await;
+        assert!(matches!(result, Err(ActorError::DeadlineExceeded { actor: "memory" })));
+        system.stop().await;
+    }
+
+    /// A store whose disk has failed.
+    #[derive(Debug)]
+    struct Broken;
+
+    impl MemoryStore for Broken {
+        fn apply(&self, _: &[Operation], _: Timestamp) -> Result<Vec<mneme_memory::OperationOutcome>, StoreError> {
+            Err(StoreError::Io { doing: "committed", source: "input/output error".into() })
+        }
+        fn get(&self, _: MemoryId) -> Result<Option<mneme_memory::Memory>, StoreError> {
+            Ok(None)
+        }
+        fn recall(
+            &self,
+            _: &RecallQuery,
+            _: Option<&mneme_base::Embedding>,
+            _: Timestamp,
+        ) -> Result<mneme_memory::Recall, StoreError> {
+            Ok(mneme_memory::Recall::default())
+        }
+        fn scan(&self, _: &mneme_memory::Scan) -> Result<Vec<mneme_memory::Memory>, StoreError> {
+            Ok(Vec::new())
+        }
+        fn set_generation(&self, _: &mneme_base::EmbeddingGeneration) -> Result<(), StoreError> {
+            Ok(())
+        }
+        fn pending_embeddings(&self, _: usize) -> Result<Vec<mneme_memory::PendingEmbedding>, StoreError> {
+            Ok(Vec::new())
+        }
+        fn store_embeddings(
+            &self,
+            _: &mneme_base::EmbeddingGeneration,
+            _: Vec<(MemoryId, Vec<mneme_base::Embedding>)>,
+        ) -> Result<(), StoreError> {
+            Ok(())
+        }
+        fn documents(
+            &self,
+            _: &str,
+            _: &str,
+            _: Option<&str>,
+            _: usize,
+        ) -> Result<Vec<mneme_memory::Document>, StoreError> {
+            Ok(Vec::new())
+        }
+        fn maintain(
+            &self,
+            _: mneme_memory::MaintenanceTask,
+            _: Timestamp,
+        ) -> Result<mneme_memory::MaintenanceReport, StoreError> {
+            Ok(mneme_memory::MaintenanceReport::default())
+        }
+        fn backup(&self, _: &std::path::Path) -> Result<mneme_memory::MaintenanceReport, StoreError> {
+            Ok(mneme_memory::MaintenanceReport::default())
+        }
+        fn import(&self, _: Vec<mneme_memory::Memory>) -> Result<mneme_memory::transfer::ImportReport, StoreError> {
+            Err(StoreError::Closed { reason: "input/output error".into() })
+        }
+        fn stats(&self) -> mneme_memory::StoreStats {
+            mneme_memory::StoreStats::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failed_store_acknowledges_nothing_and_ends_the_daemon_with_the_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = SystemOptions {
+            store: Arc::new(Broken),
+            engine: Arc::new(FakeEngine::default()),
+            clock: Arc::new(ManualClock::new(NOW)),
+            group_commit_wait: Duration::ZERO,
+            group_commit_operations_max: 64,
+            policy: Policy::default(),
+            evolution_enabled: false,
+            pause_on_battery: false,
+            adapters_dir: folder.path().join("adapters"),
+            watcher: WatcherOptions::default(),
+            intervals: Intervals::default(),
+        };
+        let system = System::start(options).await.unwrap();
+        let result = system.memory.apply(remember("tea is at four"), deadline_in(SOON)).await;
+        assert!(matches!(result, Err(ActorError::Store(_))), "{result:?}");
+        let mut fatal = system.fatal.clone();
+        let reason = fatal.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+        assert!(reason.contains("committed") && reason.contains("input/output error"), "{reason}");
+        system.stop().await;
+    }
+}

@@ -1,22 +1,7 @@
-//! mneme: everything a person does with the daemon, from the command line. A client of the socket like any other.
-
-mod args;
-mod commands;
-mod error;
-mod output;
+//! mneme: the program; everything is in the library, so that the end-to-end suite runs the same code.
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 fn main() -> ExitCode {
-    let arguments = args::Arguments::parse();
-    let out = output::Output::new(arguments.json);
-    match commands::run(arguments, &out) {
-        Ok(code) => code,
-        Err(error) => {
-            out.error(&error);
-            error.exit_code()
-        }
-    }
+    mneme_cli::main()
 }

@@ -56,7 +56,7 @@ impl Output {
         let hint = error.hint();
         if self.json {
             let body = serde_json::json!({"error": {"kind": error.kind(), "message": text, "hint": hint}});
-            line(&body.to_string());
+            line(body.to_string());
             return;
         }
         note(&format!("{RED}{BOLD}error:{RESET} {text}"));

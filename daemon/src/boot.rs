@@ -175,9 +175,15 @@ fn system_options(
 
 fn policy(config: &Config) -> Policy {
     let settings = &config.evolution;
-    let mut policy = Policy::default();
-    policy.trigger_alpha = settings.alpha;
-    policy.cpu_seconds_a_day = f64::from(settings.cpu_minutes_per_day) * 60.0;
+    let load_max = settings.load_max as f32;
+    let mut policy = Policy {
+        trigger_alpha: settings.alpha,
+        cpu_seconds_a_day: f64::from(settings.cpu_minutes_per_day) * 60.0,
+        load_max,
+        // Stopped work goes on when the load has fallen well below what stopped it.
+        load_resume: if load_max >= 1.0 { 1.0 } else { load_max * 0.6 },
+        ..Policy::default()
+    };
     policy.gate.gain_min = settings.epsilon_bits * NATS_PER_BIT;
     policy.gate.forgetting_max_bits = settings.forgetting_bits_max;
     policy.data.replay_fraction = settings.replay_share.clamp(0.2, 0.5);

@@ -1,7 +1,7 @@
 //! The daemon as a library: `boot()` wires store, engine, actors and socket. Knows nothing of tensors.
 //!
 //! Reading order: [`boot`] (start and stop), [`lock`], [`listen`], [`connection`], [`service`] (what each method does),
-//! [`convert`] (wire types to domain types), [`tasks`], [`engine`], [`metrics`], [`logging`], [`systemd`].
+//! [`convert`] (wire types to domain types), [`tasks`], [`engine`], [`metrics`], [`logging`], [`systemd`], [`program`].
 
 pub mod boot;
 pub mod connection;
@@ -11,6 +11,7 @@ pub mod listen;
 pub mod lock;
 pub mod logging;
 pub mod metrics;
+pub mod program;
 pub mod service;
 pub mod systemd;
 pub mod tasks;

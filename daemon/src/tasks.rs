@@ -90,7 +90,7 @@ impl Tasks {
         let task = tasks.iter_mut().find(|task| task.view.task == id)?;
         match &event {
             TaskEventKind::Canvas { decided, holes, .. } => {
-                task.view.progress = *decided as f32 / (*holes).max(1) as f32
+                task.view.progress = *decided as f32 / (*holes).max(1) as f32;
             }
             TaskEventKind::Progress { progress, .. } => task.view.progress = *progress,
             TaskEventKind::Started | TaskEventKind::Ended { .. } => {}

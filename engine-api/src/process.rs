@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -72,6 +72,8 @@ struct Running {
     writer: Arc<Mutex<UnixStream>>,
     calls: Calls,
     info: EngineInfo,
+    /// Set when its connection ended: garbage on it, or the end of the process.
+    broken: Arc<AtomicBool>,
 }
 
 /// What a caller keeps of a running process.
@@ -150,6 +152,7 @@ impl EngineProcess {
     fn with_running<T>(&self, use_it: impl FnOnce(&Running) -> Result<T, EngineError>) -> Result<T, EngineError> {
         let mut supervision = self.lock();
         let died = supervision.running.as_mut().and_then(|running| match running.child.try_wait() {
+            Ok(None) if running.broken.load(Ordering::Acquire) => Some(String::from("its connection broke")),
             Ok(None) => None,
             Ok(Some(status)) => Some(format!("process ended with {status}")),
             Err(error) => Some(format!("process cannot be observed: {error}")),
@@ -220,12 +223,13 @@ impl EngineProcess {
             Ok(info) => {
                 let calls = Calls::default();
                 let reader = ours.try_clone().map_err(|error| unavailable("no second handle for", &error))?;
-                let for_reader = Arc::clone(&calls);
+                let broken = Arc::new(AtomicBool::new(false));
+                let (for_reader, breaks) = (Arc::clone(&calls), Arc::clone(&broken));
                 std::thread::Builder::new()
                     .name("engine-reader".into())
-                    .spawn(move || read_replies(reader, &for_reader))
+                    .spawn(move || read_replies(reader, &for_reader, &breaks))
                     .map_err(|error| unavailable("no reader thread for", &error))?;
-                Ok(Running { child, writer: Arc::new(Mutex::new(ours)), calls, info })
+                Ok(Running { child, writer: Arc::new(Mutex::new(ours)), calls, info, broken })
             }
             Err(error) => {
                 let _ = child.kill();
@@ -282,7 +286,13 @@ impl EngineProcess {
     fn send(&self, frame: &ToEngine) -> Result<(Receiver<Tell>, Connection), EngineError> {
         let (sender, receiver) = sync_channel(CALL_EVENTS_MAX);
         let connection = self.with_running(|running| {
-            running.calls.lock().unwrap_or_else(PoisonError::into_inner).insert(frame.call, sender);
+            let mut calls = running.calls.lock().unwrap_or_else(PoisonError::into_inner);
+            // Checked under the lock that the reader takes for its clearing: no call is left behind without a waker.
+            if running.broken.load(Ordering::Acquire) {
+                return Err(EngineError::Unavailable { reason: String::from("its connection broke") });
+            }
+            calls.insert(frame.call, sender);
+            drop(calls);
             Ok(Connection {
                 writer: Arc::clone(&running.writer),
                 calls: Arc::clone(&running.calls),
@@ -406,7 +416,7 @@ fn greet(stream: &UnixStream, within: Duration) -> Result<EngineInfo, WireError>
 }
 
 /// Hands replies to the callers that wait for them, until the stream ends.
-fn read_replies(mut reader: UnixStream, calls: &Calls) {
+fn read_replies(mut reader: UnixStream, calls: &Calls, broken: &AtomicBool) {
     let ended = loop {
         let FromEngine { call, body } = match read_frame(&mut reader) {
             Ok(frame) => frame,
@@ -427,7 +437,8 @@ fn read_replies(mut reader: UnixStream, calls: &Calls) {
         }
     };
     tracing::debug!(%ended, "engine connection ended");
-    // Dropping the senders wakes every waiting caller with `Disconnected`.
+    // A call that comes from here on finds the connection broken; one that came before is woken by its sender's end.
+    broken.store(true, Ordering::Release);
     calls.lock().unwrap_or_else(PoisonError::into_inner).clear();
 }
 

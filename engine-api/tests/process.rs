@@ -76,6 +76,8 @@ fn garbage_ends_the_connection_and_not_the_daemon() {
     let process = process(Some("garbage"));
     let error = process.generate(&GenerateRequest::continuation("a", 5), &mut |_| {}, &within(2_000)).unwrap_err();
     assert!(matches!(error, EngineError::Unavailable { .. }), "{error}");
+    // The process is alive and nobody reads it any more: the next call must find a new one.
+    assert!(process.embed(&[String::from("x")], EmbedPurpose::Query, &within(5_000)).is_ok());
 }
 
 #[test]

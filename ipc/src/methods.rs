@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::envelope::RequestFrame;
 use crate::error::{ErrorBody, ErrorKind};
-use crate::types::*;
+use crate::types;
 
 /// A method of the protocol, as a type: what a client sends and what comes back.
 pub trait Method {
@@ -76,42 +76,42 @@ macro_rules! methods {
 }
 
 methods! {
-    Hello "hello" (HelloParams) -> HelloResult, "Opens a connection: versions and limits. Must come first.";
-    Ping "ping" (PingParams) -> PingResult, "Asks whether the daemon is there. Allowed before `hello`.";
-    Remember "memory.remember" (RememberParams) -> RememberResult, "Remembers something.";
-    Recall "memory.recall" (RecallParams) -> RecallResult, "Asks the memory.";
-    Get "memory.get" (GetParams) -> MemoryView, "Returns one memory.";
-    Forget "memory.forget" (ForgetParams) -> ForgetResult, "Makes memories unrecallable at once, and unreadable on disk soon.";
-    Supersede "memory.supersede" (SupersedeParams) -> RememberResult, "Puts something in the place of an older memory.";
-    Corroborate "memory.corroborate" (CorroborateParams) -> CorroborateResult, "Takes a memory out of quarantine.";
-    Export "memory.export" (ExportParams) -> ExportResult, "Returns a page of memories in id order.";
-    Import "memory.import" (ImportParams) -> ImportResult, "Remembers many things in one durable step.";
-    Stats "memory.stats" (StatsParams) -> StatsResult, "Counts and sizes of the memory.";
-    NamespaceList "namespace.list" (NamespaceListParams) -> NamespaceListResult, "Lists the namespaces.";
-    Generate "generate" (GenerateParams) -> GenerateResult, "Writes from memory; streams when asked to.";
-    Feedback "feedback" (FeedbackParams) -> FeedbackResult, "Says what the user thinks of a generation.";
-    TaskSubmit "task.submit" (TaskSubmitParams) -> TaskSubmitResult, "Starts a long-running task and returns at once.";
-    TaskStatus "task.status" (TaskStatusParams) -> TaskStatusResult, "Asks where tasks are.";
-    TaskCancel "task.cancel" (TaskCancelParams) -> TaskCancelResult, "Stops a task at its next step.";
-    TaskEvents "task.events" (TaskEventsParams) -> TaskView, "Follows a task by `task.event` notifications until it ends.";
-    EvolveStatus "evolve.status" (EvolveStatusParams) -> EvolveStatusResult, "What the evolution loop is doing.";
-    EvolveLog "evolve.log" (EvolveLogParams) -> EvolveLogResult, "Decisions of the loop, newest first.";
-    EvolveShow "evolve.show" (EvolveAdapterParams) -> EvolveShowResult, "One adapter with its lineage and decisions.";
-    EvolveDiff "evolve.diff" (EvolveDiffParams) -> EvolveDiffResult, "Compares two adapters.";
-    EvolveRollback "evolve.rollback" (EvolveAdapterParams) -> EvolveCommandResult, "Takes an adapter out of use.";
-    EvolvePin "evolve.pin" (EvolvePinParams) -> EvolveCommandResult, "Pins or unpins an adapter.";
-    EvolvePause "evolve.pause" (EvolvePauseParams) -> EvolveCommandResult, "Stops the loop from training.";
-    EvolveResume "evolve.resume" (EvolveResumeParams) -> EvolveCommandResult, "Lets the loop train again.";
-    EvolveRun "evolve.run" (EvolveRunParams) -> EvolveCommandResult, "Proposes a training job now; its gates stay.";
-    WatchAdd "watch.add" (WatchAddParams) -> WatchView, "Keeps a folder's text files in memory as they change.";
-    WatchRemove "watch.remove" (WatchRemoveParams) -> WatchListResult, "Stops watching a folder.";
-    WatchList "watch.list" (WatchListParams) -> WatchListResult, "Lists watched folders.";
-    Status "admin.status" (StatusParams) -> StatusResult, "How the daemon is.";
-    Backup "admin.backup" (BackupParams) -> UpkeepResult, "Writes a verified copy of the store while it is in use.";
-    Compact "admin.compact" (CompactParams) -> UpkeepResult, "Purges forgotten bytes and compacts the store now.";
-    Reload "admin.reload" (ReloadParams) -> ReloadResult, "Reads the configuration again.";
-    Metrics "admin.metrics" (MetricsParams) -> MetricsResult, "Counters in Prometheus' text form.";
-    Drain "admin.drain" (DrainParams) -> DrainResult, "Stops the daemon in order.";
+    Hello "hello" (types::HelloParams) -> types::HelloResult, "Opens a connection: versions and limits. Must come first.";
+    Ping "ping" (types::PingParams) -> types::PingResult, "Asks whether the daemon is there. Allowed before `hello`.";
+    Remember "memory.remember" (types::RememberParams) -> types::RememberResult, "Remembers something.";
+    Recall "memory.recall" (types::RecallParams) -> types::RecallResult, "Asks the memory.";
+    Get "memory.get" (types::GetParams) -> types::MemoryView, "Returns one memory.";
+    Forget "memory.forget" (types::ForgetParams) -> types::ForgetResult, "Makes memories unrecallable at once, and unreadable on disk soon.";
+    Supersede "memory.supersede" (types::SupersedeParams) -> types::RememberResult, "Puts something in the place of an older memory.";
+    Corroborate "memory.corroborate" (types::CorroborateParams) -> types::CorroborateResult, "Takes a memory out of quarantine.";
+    Export "memory.export" (types::ExportParams) -> types::ExportResult, "Returns a page of memories in id order.";
+    Import "memory.import" (types::ImportParams) -> types::ImportResult, "Remembers many things in one durable step.";
+    Stats "memory.stats" (types::StatsParams) -> types::StatsResult, "Counts and sizes of the memory.";
+    NamespaceList "namespace.list" (types::NamespaceListParams) -> types::NamespaceListResult, "Lists the namespaces.";
+    Generate "generate" (types::GenerateParams) -> types::GenerateResult, "Writes from memory; streams when asked to.";
+    Feedback "feedback" (types::FeedbackParams) -> types::FeedbackResult, "Says what the user thinks of a generation.";
+    TaskSubmit "task.submit" (types::TaskSubmitParams) -> types::TaskSubmitResult, "Starts a long-running task and returns at once.";
+    TaskStatus "task.status" (types::TaskStatusParams) -> types::TaskStatusResult, "Asks where tasks are.";
+    TaskCancel "task.cancel" (types::TaskCancelParams) -> types::TaskCancelResult, "Stops a task at its next step.";
+    TaskEvents "task.events" (types::TaskEventsParams) -> types::TaskView, "Follows a task by `task.event` notifications until it ends.";
+    EvolveStatus "evolve.status" (types::EvolveStatusParams) -> types::EvolveStatusResult, "What the evolution loop is doing.";
+    EvolveLog "evolve.log" (types::EvolveLogParams) -> types::EvolveLogResult, "Decisions of the loop, newest first.";
+    EvolveShow "evolve.show" (types::EvolveAdapterParams) -> types::EvolveShowResult, "One adapter with its lineage and decisions.";
+    EvolveDiff "evolve.diff" (types::EvolveDiffParams) -> types::EvolveDiffResult, "Compares two adapters.";
+    EvolveRollback "evolve.rollback" (types::EvolveAdapterParams) -> types::EvolveCommandResult, "Takes an adapter out of use.";
+    EvolvePin "evolve.pin" (types::EvolvePinParams) -> types::EvolveCommandResult, "Pins or unpins an adapter.";
+    EvolvePause "evolve.pause" (types::EvolvePauseParams) -> types::EvolveCommandResult, "Stops the loop from training.";
+    EvolveResume "evolve.resume" (types::EvolveResumeParams) -> types::EvolveCommandResult, "Lets the loop train again.";
+    EvolveRun "evolve.run" (types::EvolveRunParams) -> types::EvolveCommandResult, "Proposes a training job now; its gates stay.";
+    WatchAdd "watch.add" (types::WatchAddParams) -> types::WatchView, "Keeps a folder's text files in memory as they change.";
+    WatchRemove "watch.remove" (types::WatchRemoveParams) -> types::WatchListResult, "Stops watching a folder.";
+    WatchList "watch.list" (types::WatchListParams) -> types::WatchListResult, "Lists watched folders.";
+    Status "admin.status" (types::StatusParams) -> types::StatusResult, "How the daemon is.";
+    Backup "admin.backup" (types::BackupParams) -> types::UpkeepResult, "Writes a verified copy of the store while it is in use.";
+    Compact "admin.compact" (types::CompactParams) -> types::UpkeepResult, "Purges forgotten bytes and compacts the store now.";
+    Reload "admin.reload" (types::ReloadParams) -> types::ReloadResult, "Reads the configuration again.";
+    Metrics "admin.metrics" (types::MetricsParams) -> types::MetricsResult, "Counters in Prometheus' text form.";
+    Drain "admin.drain" (types::DrainParams) -> types::DrainResult, "Stops the daemon in order.";
 }
 
 fn parse_params<'a, P: Deserialize<'a>>(method: &str, raw: &'a str) -> Result<P, ErrorBody> {

@@ -15,15 +15,16 @@ fn part(which: usize) -> impl Iterator<Item = TrainText> + Clone {
 }
 
 fn take_bytes(texts: impl Iterator<Item = TrainText> + Clone, bytes: usize) -> Vec<TrainText> {
-    let mut left = bytes as i64;
-    texts
-        .cycle()
-        .take_while(|text| {
-            let more = left > 0;
-            left -= text.text.len() as i64;
-            more
-        })
-        .collect()
+    let mut taken = Vec::new();
+    let mut left = bytes;
+    for text in texts.cycle() {
+        if left == 0 {
+            break;
+        }
+        left = left.saturating_sub(text.text.len());
+        taken.push(text);
+    }
+    taken
 }
 
 /// Text to replay beside the user's, about so many bytes.

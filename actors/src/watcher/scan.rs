@@ -162,7 +162,7 @@ fn list(root: &Path, options: &WatcherOptions) -> Result<BTreeMap<PathBuf, Found
 
 fn wanted(path: &Path, options: &WatcherOptions) -> bool {
     let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
-    extension.is_some_and(|extension| options.extensions.iter().any(|wanted| *wanted == extension))
+    extension.is_some_and(|extension| options.extensions.contains(&extension))
 }
 
 async fn forget(arguments: &Arguments, folder: &WatchFolder, path: &Path, row: &FileRow) -> Result<(), ActorError> {

@@ -9,7 +9,7 @@ use crate::args::ConfigCommand;
 use crate::error::CommandError;
 use crate::output::{Output, good, line};
 
-pub(super) fn run(out: &Output, command: ConfigCommand) -> Result<(), CommandError> {
+pub(super) fn run(out: Output, command: ConfigCommand) -> Result<(), CommandError> {
     match command {
         ConfigCommand::Check { file } => check(out, file),
         ConfigCommand::Show => {
@@ -24,7 +24,7 @@ pub(super) fn run(out: &Output, command: ConfigCommand) -> Result<(), CommandErr
     }
 }
 
-fn check(out: &Output, file: Option<PathBuf>) -> Result<(), CommandError> {
+fn check(out: Output, file: Option<PathBuf>) -> Result<(), CommandError> {
     let sources = Sources::from_process(file, Vec::new());
     Config::load(&sources)?;
     let files: Vec<String> =

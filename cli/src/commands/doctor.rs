@@ -47,7 +47,7 @@ impl Check {
 }
 
 /// Runs every check; exits with 1 when one found a fault.
-pub(super) fn run(session: &Session<'_>) -> Result<ExitCode, CommandError> {
+pub(super) fn run(session: &Session) -> Result<ExitCode, CommandError> {
     let mut checks = Vec::new();
     match Config::load(&Sources::from_process(None, Vec::new())) {
         Ok(config) => {
@@ -188,7 +188,7 @@ fn models(config: &Config) -> Check {
     Check::fault(name, found, "'cargo xtask setup' fetches them; or set paths.assets_dir to where they are")
 }
 
-fn daemon(session: &Session<'_>) -> Vec<Check> {
+fn daemon(session: &Session) -> Vec<Check> {
     let client = match session.client() {
         Ok(client) => client,
         Err(error) => {

@@ -11,7 +11,7 @@ use crate::args::EvolveCommand;
 use crate::error::CommandError;
 use crate::output::{bold, dim, good, line, safe, warn};
 
-pub(super) fn run(session: &Session<'_>, command: EvolveCommand) -> Result<(), CommandError> {
+pub(super) fn run(session: &Session, command: EvolveCommand) -> Result<(), CommandError> {
     match command {
         EvolveCommand::Status => {
             let client = session.client()?;
@@ -56,7 +56,7 @@ pub(super) fn run(session: &Session<'_>, command: EvolveCommand) -> Result<(), C
 }
 
 fn command_call<M: Method<Result = wire::EvolveCommandResult>>(
-    session: &Session<'_>,
+    session: &Session,
     params: M::Params,
 ) -> Result<(), CommandError> {
     let result = session.client()?.call_with::<M>(params, session.call())?;

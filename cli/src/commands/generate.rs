@@ -51,7 +51,7 @@ fn params_of(args: GenerateArgs) -> Result<wire::GenerateParams, CommandError> {
     })
 }
 
-pub(super) fn generate(session: &Session<'_>, args: GenerateArgs) -> Result<(), CommandError> {
+pub(super) fn generate(session: &Session, args: GenerateArgs) -> Result<(), CommandError> {
     let background = args.background;
     let params = params_of(args)?;
     let client = session.client()?;
@@ -124,7 +124,7 @@ pub(super) fn show_result(result: &wire::GenerateResult) {
     line(dim(format!("mneme feedback accept|reject|correct {}", result.task)));
 }
 
-pub(super) fn feedback(session: &Session<'_>, args: FeedbackArgs) -> Result<(), CommandError> {
+pub(super) fn feedback(session: &Session, args: FeedbackArgs) -> Result<(), CommandError> {
     let params = wire::FeedbackParams {
         task: args.task,
         verdict: match args.verdict {

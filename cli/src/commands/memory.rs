@@ -41,7 +41,7 @@ pub(super) fn text_or_stdin(text: Option<String>, what: &str) -> Result<String, 
     Ok(text.trim_end().to_owned())
 }
 
-pub(super) fn remember(session: &Session<'_>, args: RememberArgs) -> Result<(), CommandError> {
+pub(super) fn remember(session: &Session, args: RememberArgs) -> Result<(), CommandError> {
     let mut metadata = BTreeMap::new();
     for entry in &args.metadata {
         let (key, value) = entry
@@ -84,7 +84,7 @@ pub(super) fn remember(session: &Session<'_>, args: RememberArgs) -> Result<(), 
     })
 }
 
-pub(super) fn recall(session: &Session<'_>, args: RecallArgs) -> Result<(), CommandError> {
+pub(super) fn recall(session: &Session, args: RecallArgs) -> Result<(), CommandError> {
     let params = wire::RecallParams {
         query: args.query,
         namespaces: args.namespace,
@@ -145,7 +145,7 @@ fn show_hit(place: usize, hit: &wire::HitView) {
     }
 }
 
-pub(super) fn get(session: &Session<'_>, id: MemoryId) -> Result<(), CommandError> {
+pub(super) fn get(session: &Session, id: MemoryId) -> Result<(), CommandError> {
     let memory = session.client()?.call_with::<methods::Get>(wire::GetParams { id }, session.call())?;
     session.out.result(&memory, |memory| {
         line(safe(&memory.text));
@@ -166,7 +166,7 @@ pub(super) fn get(session: &Session<'_>, id: MemoryId) -> Result<(), CommandErro
     })
 }
 
-pub(super) fn forget(session: &Session<'_>, args: ForgetArgs) -> Result<(), CommandError> {
+pub(super) fn forget(session: &Session, args: ForgetArgs) -> Result<(), CommandError> {
     let (select, much) = match (args.source, args.whole_namespace) {
         (Some(source), None) => (wire::Selector::Source(source.clone()), Some(format!("everything from {source}"))),
         (None, Some(namespace)) => {

@@ -11,6 +11,7 @@ mod task;
 mod transfer;
 mod watch;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -23,13 +24,13 @@ use crate::error::CommandError;
 use crate::output::Output;
 
 /// What every command gets.
-pub(crate) struct Session<'a> {
-    pub(crate) out: &'a Output,
+pub(crate) struct Session {
+    pub(crate) out: Output,
     options: ClientOptions,
     timeout: Duration,
 }
 
-impl Session<'_> {
+impl Session {
     /// Connects to the daemon.
     pub(crate) fn client(&self) -> Result<Client, CommandError> {
         Ok(Client::connect(self.options.clone())?)
@@ -47,7 +48,7 @@ impl Session<'_> {
 }
 
 /// Runs a command.
-pub(crate) fn run(arguments: Arguments, out: &Output) -> Result<ExitCode, CommandError> {
+pub(crate) fn run(arguments: Arguments, out: Output) -> Result<ExitCode, CommandError> {
     let timeout = Duration::from_secs(arguments.timeout.clamp(1, 86_400));
     let mut options = ClientOptions::new("cli").socket(arguments.socket.unwrap_or_else(default_socket));
     options.call_timeout = timeout;
@@ -72,12 +73,25 @@ pub(crate) fn run(arguments: Arguments, out: &Output) -> Result<ExitCode, Comman
         Command::Service(command) => service::run(&session, command),
         Command::Config(command) => config::run(out, command),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "mneme", &mut std::io::stdout());
-            Ok(())
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "mneme", &mut text);
+            write_out(&text)
         }
-        Command::Man => clap_mangen::Man::new(Arguments::command()).render(&mut std::io::stdout()).map_err(Into::into),
+        Command::Man => {
+            let mut text = Vec::new();
+            clap_mangen::Man::new(Arguments::command()).render(&mut text)?;
+            write_out(&text)
+        }
     }?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Writes bytes to standard output; a reader that has seen enough is no error.
+fn write_out(bytes: &[u8]) -> Result<(), CommandError> {
+    match std::io::stdout().write_all(bytes) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 /// An absolute path for the daemon, which runs in another folder.

@@ -25,11 +25,14 @@ struct UnitFile {
     text: String,
 }
 
-pub(super) fn run(session: &Session<'_>, command: ServiceCommand) -> Result<(), CommandError> {
+pub(super) fn run(session: &Session, command: ServiceCommand) -> Result<(), CommandError> {
     match command {
         ServiceCommand::Install { print, now } => install(session, print, now),
         ServiceCommand::Uninstall => uninstall(session),
-        ServiceCommand::Status => status(),
+        ServiceCommand::Status => {
+            status();
+            Ok(())
+        }
         ServiceCommand::Start => start(session),
         ServiceCommand::Stop => stop(session),
     }
@@ -74,7 +77,7 @@ fn unit_files() -> Result<Vec<UnitFile>, CommandError> {
     ])
 }
 
-fn install(session: &Session<'_>, print: bool, now: bool) -> Result<(), CommandError> {
+fn install(session: &Session, print: bool, now: bool) -> Result<(), CommandError> {
     let files = unit_files()?;
     if print {
         for file in &files {
@@ -140,11 +143,12 @@ fn manager(command: &[&str]) -> Result<String, CommandError> {
     }
 }
 
-fn uninstall(session: &Session<'_>) -> Result<(), CommandError> {
-    if cfg!(target_os = "linux") && is_installed() {
-        if let Err(error) = manager(&["systemctl", "--user", "disable", "--now", "mneme.socket", "mneme.service"]) {
-            line(warn(error));
-        }
+fn uninstall(session: &Session) -> Result<(), CommandError> {
+    if cfg!(target_os = "linux")
+        && is_installed()
+        && let Err(error) = manager(&["systemctl", "--user", "disable", "--now", "mneme.socket", "mneme.service"])
+    {
+        line(warn(error));
     }
     for file in unit_files()? {
         match fs_err::remove_file(&file.path) {
@@ -162,20 +166,19 @@ pub(super) fn is_installed() -> bool {
     unit_files().is_ok_and(|files| files.iter().all(|file| file.path.exists()))
 }
 
-fn status() -> Result<(), CommandError> {
+fn status() {
     if !is_installed() {
         line("no service is installed; 'mneme service install' writes one");
-        return Ok(());
+        return;
     }
     let output = Command::new("systemctl").args(["--user", "--no-pager", "status", "mneme.service"]).output();
     match output {
         Ok(output) => line(String::from_utf8_lossy(&output.stdout).trim_end()),
         Err(error) => line(warn(format!("systemctl cannot be asked: {error}"))),
     }
-    Ok(())
 }
 
-fn start(session: &Session<'_>) -> Result<(), CommandError> {
+fn start(session: &Session) -> Result<(), CommandError> {
     if session.client().is_ok() {
         line("the daemon runs already");
         return Ok(());
@@ -208,7 +211,7 @@ fn spawn_detached(daemon: &Path, log: std::fs::File) -> Result<(), CommandError>
     Ok(())
 }
 
-fn wait_for(session: &Session<'_>) -> Result<(), CommandError> {
+fn wait_for(session: &Session) -> Result<(), CommandError> {
     let until = Instant::now() + START_TIMEOUT;
     loop {
         match session.client() {
@@ -223,7 +226,7 @@ fn wait_for(session: &Session<'_>) -> Result<(), CommandError> {
     }
 }
 
-fn stop(session: &Session<'_>) -> Result<(), CommandError> {
+fn stop(session: &Session) -> Result<(), CommandError> {
     if is_installed() && manager(&["systemctl", "--user", "stop", "mneme.service"]).is_ok() {
         line(good("stopped"));
         return Ok(());

@@ -15,7 +15,7 @@ struct Whole {
     memory: wire::StatsResult,
 }
 
-pub(super) fn status(session: &Session<'_>) -> Result<(), CommandError> {
+pub(super) fn status(session: &Session) -> Result<(), CommandError> {
     let client = session.client()?;
     let daemon = client.call_with::<methods::Status>(wire::StatusParams {}, session.call())?;
     let memory = client.call_with::<methods::Stats>(wire::StatsParams {}, session.call())?;
@@ -57,7 +57,7 @@ fn show(daemon: &wire::StatusResult, memory: &wire::StatsResult) {
     }
 }
 
-pub(super) fn metrics(session: &Session<'_>) -> Result<(), CommandError> {
+pub(super) fn metrics(session: &Session) -> Result<(), CommandError> {
     let result = session.client()?.call_with::<methods::Metrics>(wire::MetricsParams {}, session.call())?;
     session.out.result(&result, |result| line(result.text.trim_end()))
 }

@@ -10,7 +10,7 @@ use crate::args::TaskCommand;
 use crate::error::CommandError;
 use crate::output::{dim, line, safe};
 
-pub(super) fn run(session: &Session<'_>, command: TaskCommand) -> Result<(), CommandError> {
+pub(super) fn run(session: &Session, command: TaskCommand) -> Result<(), CommandError> {
     let client = session.client()?;
     match command {
         TaskCommand::Status { task } => {

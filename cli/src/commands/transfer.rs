@@ -18,7 +18,7 @@ const BATCH: usize = 500;
 /// Faulty lines that are named; more are counted.
 const FAULTS_SHOWN: usize = 10;
 
-pub(super) fn export(session: &Session<'_>, args: ExportArgs) -> Result<(), CommandError> {
+pub(super) fn export(session: &Session, args: ExportArgs) -> Result<(), CommandError> {
     let client = session.client()?;
     let mut out: Box<dyn Write> = match &args.file {
         Some(file) => Box::new(BufWriter::new(fs_err::File::create(file)?)),
@@ -46,6 +46,7 @@ pub(super) fn export(session: &Session<'_>, args: ExportArgs) -> Result<(), Comm
 
 /// What an import did.
 #[derive(Debug, Default, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the fields are the names in the JSON output")]
 struct Imported {
     imported: u64,
     duplicates: u64,
@@ -103,7 +104,7 @@ impl Line {
     }
 }
 
-pub(super) fn import(session: &Session<'_>, args: ImportArgs) -> Result<(), CommandError> {
+pub(super) fn import(session: &Session, args: ImportArgs) -> Result<(), CommandError> {
     let client = session.client()?;
     let batch_max = BATCH.min(client.hello()?.limits.import_batch_max as usize).max(1);
     let (reader, total): (Box<dyn BufRead>, u64) = match &args.file {
@@ -148,7 +149,7 @@ pub(super) fn import(session: &Session<'_>, args: ImportArgs) -> Result<(), Comm
 }
 
 fn send(
-    session: &Session<'_>,
+    session: &Session,
     client: &mneme_client_sdk::blocking::Client,
     batch: &mut Vec<wire::RememberParams>,
     numbers: &mut Vec<usize>,
@@ -168,13 +169,13 @@ fn send(
     Ok(())
 }
 
-pub(super) fn backup(session: &Session<'_>, folder: &std::path::Path) -> Result<(), CommandError> {
+pub(super) fn backup(session: &Session, folder: &std::path::Path) -> Result<(), CommandError> {
     let params = wire::BackupParams { folder: absolute(folder)? };
     let result = session.client()?.call_with::<methods::Backup>(params, session.call())?;
     session.out.result(&result, |_| line(format!("{} into {}", good("verified copy written"), folder.display())))
 }
 
-pub(super) fn compact(session: &Session<'_>) -> Result<(), CommandError> {
+pub(super) fn compact(session: &Session) -> Result<(), CommandError> {
     let result = session.client()?.call_with::<methods::Compact>(wire::CompactParams {}, session.call())?;
     session.out.result(&result, |result| {
         line(format!("{} given back to the disk", bytes(result.bytes_freed)));

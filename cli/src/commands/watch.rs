@@ -8,7 +8,7 @@ use crate::args::WatchCommand;
 use crate::error::CommandError;
 use crate::output::{dim, good, line, safe, warn};
 
-pub(super) fn run(session: &Session<'_>, command: WatchCommand) -> Result<(), CommandError> {
+pub(super) fn run(session: &Session, command: WatchCommand) -> Result<(), CommandError> {
     let client = session.client()?;
     match command {
         WatchCommand::Add { folder, namespace } => {

@@ -4,6 +4,7 @@
 //! writes is word salad of its conditions and adapters; nobody should use it for more than tests.
 
 mod ngram;
+pub mod program;
 
 use std::path::Path;
 use std::time::Instant;

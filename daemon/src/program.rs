@@ -1,0 +1,140 @@
+//! The program: reads the configuration, boots, waits for signals, stops in order.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use mneme_config::{Config, Reload, Reloader, Sources, Update};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::boot::{BootError, Daemon, boot};
+use crate::{logging, systemd};
+
+/// Threads of the runtime; blocking work has threads of its own.
+const WORKERS_MAX: usize = 4;
+/// Exit status for a configuration that cannot be used: restarting would not help (EX_CONFIG).
+const EXIT_CONFIG: u8 = 78;
+/// Exit status after a fault while running: restarting may help (EX_SOFTWARE).
+const EXIT_FAULT: u8 = 70;
+/// Reloads that wait; one is as good as many.
+const UPDATES_MAX: usize = 4;
+
+/// The daemon of Mneme. Stays in the foreground; run it under systemd, launchd, or with `mneme service start`.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Read this configuration instead of the user's.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Set one key, such as `memory.engine=redb`. May be repeated.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    set: Vec<String>,
+}
+
+/// Runs the daemon until a signal, a drain or a fault ends it.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let sources = Sources::from_process(arguments.config, arguments.set);
+    let config = match Config::load(&sources) {
+        Ok(config) => Arc::new(config),
+        Err(error) => return fail(&error, Some("'mneme config check' explains every key"), EXIT_CONFIG),
+    };
+    let level = match logging::start(&config) {
+        Ok(level) => level,
+        Err(error) => return fail(error.as_ref(), None, EXIT_CONFIG),
+    };
+    logging::log_panics();
+    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(WORKERS_MAX);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(run(config, sources, level)),
+        Err(error) => fail(&error, None, EXIT_FAULT),
+    }
+}
+
+fn fail(error: &dyn std::error::Error, hint: Option<&str>, code: u8) -> ExitCode {
+    eprint!("error: {error}");
+    let mut source = error.source();
+    while let Some(inner) = source {
+        eprint!(": {inner}");
+        source = inner.source();
+    }
+    eprintln!();
+    if let Some(hint) = hint {
+        eprintln!("hint: {hint}");
+    }
+    ExitCode::from(code)
+}
+
+async fn run(config: Arc<Config>, sources: Sources, level: logging::LevelHandle) -> ExitCode {
+    // Signals are taken before the start, so that one that arrives during it is not lost.
+    let signals = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+    let [Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)] = signals else {
+        return fail(&std::io::Error::other("signals cannot be taken"), None, EXIT_FAULT);
+    };
+    let daemon = match boot(Arc::clone(&config)).await {
+        Ok(daemon) => daemon,
+        Err(error) => {
+            let code = if matches!(error, BootError::Store(_)) { EXIT_FAULT } else { EXIT_CONFIG };
+            return fail(&error, error.hint(), code);
+        }
+    };
+    let (updates, mut updated) = mpsc::channel(UPDATES_MAX);
+    let hand_over = move |update| {
+        let _ = updates.try_send(update);
+    };
+    let reloader = match Reloader::start(sources, config, hand_over) {
+        Ok(reloader) => Some(reloader),
+        Err(error) => {
+            tracing::warn!(%error, "configuration is not watched");
+            None
+        }
+    };
+    let watchdog = tokio::spawn(systemd::feed_watchdog(Arc::clone(&daemon.service)));
+    systemd::ready();
+    let service = Arc::clone(&daemon.service);
+    let fault = loop {
+        tokio::select! {
+            _ = terminate.recv() => break None,
+            _ = interrupt.recv() => break None,
+            reason = daemon.ended() => break reason,
+            _ = hangup.recv() => reload(reloader.as_ref()),
+            () = service.reload_asked() => reload(reloader.as_ref()),
+            Some(update) = updated.recv() => apply(&daemon, update, &level),
+        }
+    };
+    systemd::stopping();
+    watchdog.abort();
+    drop(service);
+    drop(reloader);
+    daemon.stop().await;
+    match fault {
+        None => ExitCode::SUCCESS,
+        Some(reason) => fail(&std::io::Error::other(reason), Some("the log above says more"), EXIT_FAULT),
+    }
+}
+
+fn reload(reloader: Option<&Reloader>) {
+    systemd::reloading();
+    match reloader {
+        Some(reloader) => reloader.reload(),
+        None => systemd::ready(),
+    }
+}
+
+fn apply(daemon: &Daemon, update: Update, level: &logging::LevelHandle) {
+    match update {
+        Update::Changed { config, changes } => {
+            for change in &changes {
+                let needs_restart = change.reload == Reload::Restart;
+                tracing::info!(key = change.key, from = change.from, to = change.to, needs_restart, "setting changed");
+            }
+            logging::set_level(level, &config.log.level);
+            daemon.configure(config);
+        }
+        Update::Refused(error) => tracing::error!(%error, "configuration refused; the last good one stays in force"),
+    }
+    systemd::ready();
+}

@@ -1,0 +1,117 @@
+//! The fake engine as a program, with the manners of `mneme-engine`: for tests, and for machines without libtorch.
+//!
+//! `FAKE_ENGINE_FAULT` makes it misbehave on purpose: `abort`, `hang` or `garbage` at the first generation.
+
+use std::io::Write as _;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::ExitCode;
+
+use mneme_base::Embedding;
+
+use super::FakeEngine;
+use crate::engine::{CancelToken, Engine, EngineError};
+use crate::serve::serve;
+use crate::trainer::OUTCOME_FILE;
+use crate::types::{
+    CanvasEvent, EmbedPurpose, EngineInfo, GenerateRequest, Generation, ScoreItem, ScoreOutcome, TrainEvent, TrainJob,
+    TrainOutcome,
+};
+
+/// Runs the fake engine as a process: `serve` or `train JOB.json`.
+pub fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["serve"] => serve_on_stdin(),
+        ["train", job] => train(Path::new(job)),
+        _ => Err(String::from("usage: mneme-engine-fake serve | train JOB.json")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve_on_stdin() -> Result<(), String> {
+    let fd = std::io::stdin().as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
+    let fault = std::env::var("FAKE_ENGINE_FAULT").ok();
+    let engine = Faulty { inner: FakeEngine::default(), fault, stream: UnixStream::from(fd) };
+    let stream = engine.stream.try_clone().map_err(|error| error.to_string())?;
+    serve(&engine, stream).map_err(|error| error.to_string())
+}
+
+fn train(path: &Path) -> Result<(), String> {
+    let text = fs_err::read_to_string(path).map_err(|error| error.to_string())?;
+    let job: TrainJob = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    let mut out = std::io::stdout().lock();
+    let mut observe = |event: TrainEvent| {
+        let line = serde_json::to_string(&event).expect("events are plain data");
+        let _ = writeln!(out, "{line}");
+    };
+    let outcome =
+        FakeEngine::default().train(&job, &mut observe, &CancelToken::default()).map_err(|error| error.to_string())?;
+    let folder = Path::new(&job.folder);
+    let temporary = folder.join("outcome.json.tmp");
+    let bytes = serde_json::to_vec_pretty(&outcome).map_err(|error| error.to_string())?;
+    fs_err::write(&temporary, bytes).map_err(|error| error.to_string())?;
+    fs_err::rename(&temporary, folder.join(OUTCOME_FILE)).map_err(|error| error.to_string())
+}
+
+/// The fake engine with a fault on demand.
+#[derive(Debug)]
+struct Faulty {
+    inner: FakeEngine,
+    fault: Option<String>,
+    stream: UnixStream,
+}
+
+impl Engine for Faulty {
+    fn info(&self) -> EngineInfo {
+        self.inner.info()
+    }
+
+    fn embed(
+        &self,
+        texts: &[String],
+        purpose: EmbedPurpose,
+        cancel: &CancelToken,
+    ) -> Result<Vec<Embedding>, EngineError> {
+        self.inner.embed(texts, purpose, cancel)
+    }
+
+    fn generate(
+        &self,
+        request: &GenerateRequest,
+        observe: &mut dyn FnMut(CanvasEvent),
+        cancel: &CancelToken,
+    ) -> Result<Generation, EngineError> {
+        match self.fault.as_deref() {
+            Some("abort") => std::process::abort(),
+            Some("hang") => loop {
+                std::thread::park();
+            },
+            Some("garbage") => {
+                let _ = (&self.stream).write_all(&[0xff; 4096]);
+                self.inner.generate(request, observe, cancel)
+            }
+            _ => self.inner.generate(request, observe, cancel),
+        }
+    }
+
+    fn score(&self, items: &[ScoreItem], cancel: &CancelToken) -> Result<Vec<ScoreOutcome>, EngineError> {
+        self.inner.score(items, cancel)
+    }
+
+    fn train(
+        &self,
+        job: &TrainJob,
+        observe: &mut dyn FnMut(TrainEvent),
+        cancel: &CancelToken,
+    ) -> Result<TrainOutcome, EngineError> {
+        self.inner.train(job, observe, cancel)
+    }
+}

@@ -1,0 +1,7 @@
+//! The program mneme-engine-fake as the end-to-end suite runs it: cargo builds a package's own programs before its tests.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    mneme_engine_api::fake::program::main()
+}

@@ -1,0 +1,179 @@
+//! Start, stop, crash, reload: nothing acknowledged is lost, and every end says why.
+
+use std::path::Path;
+
+use mneme_tests::{Setup, eventually};
+use rustix::process::Signal;
+use serde_json::json;
+
+const MNEMED: &str = env!("CARGO_BIN_EXE_e2e-mnemed");
+
+fn setup(folder: &Path) -> Setup {
+    Setup::new(MNEMED, folder)
+}
+
+#[test]
+fn what_was_acknowledged_survives_a_kill_and_a_stale_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let setup = setup(folder.path());
+    let mut ids = Vec::new();
+    for round in 0..3 {
+        let daemon = setup.start();
+        let mut client = daemon.client();
+        for id in &ids {
+            assert!(client.ok("memory.get", json!({"id": id}))["text"].is_string());
+        }
+        for number in 0..20 {
+            let text = format!("note {number} of round {round}");
+            ids.push(client.ok("memory.remember", json!({"text": text}))["id"].clone());
+        }
+        daemon.kill();
+        assert!(setup.socket().exists(), "a killed daemon leaves its socket");
+    }
+    let daemon = setup.start();
+    assert_eq!(daemon.client().ok("memory.stats", json!({}))["memories"], 60);
+}
+
+#[test]
+fn the_same_op_id_is_one_change_even_across_a_crash() {
+    let folder = tempfile::tempdir().unwrap();
+    let setup = setup(folder.path());
+    let op = json!({"op_id": "000102030405060708090a0b0c0d0e0f"});
+    let daemon = setup.start();
+    let first = daemon.client().call_with("memory.remember", json!({"text": "once"}), op.clone());
+    daemon.kill();
+    let daemon = setup.start();
+    let mut client = daemon.client();
+    let second = client.call_with("memory.remember", json!({"text": "once"}), op.clone());
+    assert_eq!(second["result"]["id"], first["result"]["id"]);
+    assert_eq!(second["result"]["replayed"], true);
+    let other = client.call_with("memory.remember", json!({"text": "something else"}), op);
+    assert_eq!(other["error"]["data"]["kind"], "conflict", "{other}");
+    assert_eq!(client.ok("memory.stats", json!({}))["memories"], 1);
+}
+
+#[test]
+fn a_terminated_daemon_answers_what_is_under_way_and_ends_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let setup = setup(folder.path());
+    let daemon = setup.start();
+    let mut client = daemon.client();
+    let id = client.request("generate", json!({"prompt": "the", "tokens_max": 300}), json!({}));
+    daemon.signal(Signal::TERM);
+    let answer = client.answer(id);
+    // Whether it had begun or not decides between the two, never a closed connection.
+    let fine = answer["result"]["text"].is_string() || answer["error"]["data"]["kind"] == "shutting_down";
+    assert!(fine, "{answer}");
+    let (status, words) = daemon.wait();
+    assert!(status.success(), "{words}");
+    assert!(!setup.socket().exists(), "a daemon that ends well takes its socket with it");
+    assert!(!words.contains("restarted"), "{words}");
+}
+
+#[test]
+fn a_drain_over_the_socket_ends_the_daemon() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = setup(folder.path()).start();
+    daemon.client().ok("admin.drain", json!({}));
+    let (status, words) = daemon.wait();
+    assert!(status.success(), "{words}");
+}
+
+#[test]
+fn a_changed_configuration_is_taken_and_a_faulty_one_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join(".config/mneme/config.toml");
+    fs_err::create_dir_all(config.parent().unwrap()).unwrap();
+    fs_err::write(&config, "[server]\nrequest_timeout = \"20s\"\n").unwrap();
+    let daemon = setup(folder.path()).start();
+    let idle = |daemon: &mneme_tests::Daemon| daemon.client().call("hello", json!({})).to_string();
+    assert!(idle(&daemon).contains("invalid"));
+    let limit = |daemon: &mneme_tests::Daemon| {
+        let mut raw = daemon.connect();
+        raw.ok("hello", json!({"protocol": 1, "client": "test"}))["limits"]["idle_timeout_ms"].as_u64().unwrap()
+    };
+    assert_eq!(limit(&daemon), 900_000);
+    // As editors do: written beside, then renamed over.
+    let beside = config.with_extension("tmp");
+    fs_err::write(&beside, "[server]\nidle_timeout = \"2m\"\n").unwrap();
+    fs_err::rename(&beside, &config).unwrap();
+    daemon.signal(Signal::HUP);
+    eventually("the new value is in force", || limit(&daemon) == 120_000);
+    fs_err::write(&config, "[server]\nidle_timeout = \"never\"\n").unwrap();
+    daemon.signal(Signal::HUP);
+    fs_err::write(&config, "[server]\nidle_timeout = \"3m\"\n").unwrap();
+    daemon.signal(Signal::HUP);
+    eventually("a right one after a faulty one is taken", || limit(&daemon) == 180_000);
+    let (status, words) = daemon.stop();
+    assert!(status.success(), "{words}");
+}
+
+#[test]
+fn a_faulty_configuration_is_refused_with_file_line_key_and_bound() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join(".config/mneme/config.toml");
+    fs_err::create_dir_all(config.parent().unwrap()).unwrap();
+    fs_err::write(&config, "[server]\n\nconnections_max = 0\n").unwrap();
+    let (status, words) = setup(folder.path()).run_to_end();
+    assert_eq!(status.code(), Some(78), "{words}");
+    for part in ["config.toml", "3", "connections_max", "0", "1 to 65536"] {
+        assert!(words.contains(part), "{part} in {words}");
+    }
+}
+
+#[test]
+fn a_watched_folder_is_followed_through_changes_renames_deletions_and_restarts() {
+    let folder = tempfile::tempdir().unwrap();
+    let notes = tempfile::tempdir().unwrap();
+    let setup = setup(folder.path()).set("watch.settle=20ms").set("watch.poll=1s");
+    fs_err::write(notes.path().join("garden.md"), "# Garden\n\nThe spade is in the shed.\n").unwrap();
+    let daemon = setup.start();
+    let mut client = daemon.client();
+    let added = client.ok("watch.add", json!({"folder": notes.path()}));
+    assert_eq!(added["files"], 1, "{added}");
+    let finds = |client: &mut mneme_tests::Raw, query: &str, text: &str| {
+        let recall = client.ok("memory.recall", json!({"query": query, "limit": 3}));
+        recall["hits"].as_array().unwrap().iter().any(|hit| hit["memory"]["text"].as_str().unwrap().contains(text))
+    };
+    let recall = client.ok("memory.recall", json!({"query": "where is the spade", "limit": 1}));
+    let origin = &recall["hits"][0]["memory"]["origin"];
+    assert!(origin["path"].as_str().unwrap().ends_with("garden.md") && origin["lines"].is_array(), "{recall}");
+    // An editor's atomic rename.
+    let beside = notes.path().join(".garden.tmp");
+    fs_err::write(&beside, "# Garden\n\nThe spade is in the cellar.\n").unwrap();
+    fs_err::rename(&beside, notes.path().join("garden.md")).unwrap();
+    eventually("the change is seen", || finds(&mut client, "where is the spade", "cellar"));
+    assert!(!finds(&mut client, "where is the spade", "shed"));
+    // A burst of files.
+    for number in 0..50 {
+        fs_err::write(notes.path().join(format!("{number}.txt")), format!("number {number} likes pears")).unwrap();
+    }
+    eventually("the burst is seen", || client.ok("watch.list", json!({}))["folders"][0]["files"] == 51);
+    fs_err::remove_file(notes.path().join("garden.md")).unwrap();
+    eventually("the deletion is seen", || !finds(&mut client, "where is the spade", "cellar"));
+    // What changes while the daemon is away is seen at its start.
+    let (status, words) = daemon.stop();
+    assert!(status.success(), "{words}");
+    fs_err::write(notes.path().join("late.txt"), "the kettle is in the attic").unwrap();
+    let daemon = setup.start();
+    let mut client = daemon.client();
+    eventually("the late file is seen", || finds(&mut client, "where is the kettle", "attic"));
+    let left = client.ok("watch.remove", json!({"folder": notes.path(), "forget": true}));
+    assert!(left["folders"].as_array().unwrap().is_empty());
+    assert_eq!(client.ok("memory.stats", json!({}))["memories"], 0);
+}
+
+#[test]
+fn a_folder_that_is_none_or_overlaps_another_is_refused_in_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let notes = tempfile::tempdir().unwrap();
+    let inside = notes.path().join("inside");
+    fs_err::create_dir(&inside).unwrap();
+    let daemon = setup(folder.path()).start();
+    let mut client = daemon.client();
+    assert_eq!(client.kind("watch.add", json!({"folder": "relative"})), "invalid_params");
+    assert_eq!(client.kind("watch.add", json!({"folder": "/nonexistent"})), "invalid_params");
+    client.ok("watch.add", json!({"folder": notes.path()}));
+    assert_eq!(client.kind("watch.add", json!({"folder": inside})), "invalid_params");
+    assert_eq!(client.kind("watch.remove", json!({"folder": inside})), "not_found");
+}
