@@ -7,6 +7,7 @@ use std::fmt::Display;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -67,6 +68,14 @@ enum Command {
         /// Threads.
         #[arg(long, default_value_t = 2)]
         threads: usize,
+    },
+    /// Measure what opening a file costs before any weight is used.
+    Load {
+        /// The file.
+        file: PathBuf,
+        /// How often.
+        #[arg(long, default_value_t = 9)]
+        rounds: usize,
     },
     /// Compare two files tensor by tensor.
     Diff {
@@ -140,6 +149,18 @@ fn main() -> ExitCode {
                 })
             })
         }
+        Command::Load { file, rounds } => measure_load(file, *rounds).and_then(|report| {
+            print(&report, arguments.json, |report| {
+                println!(
+                    "open     {:.2} ms ({:.2}-{:.2})",
+                    report.milliseconds[1], report.milliseconds[0], report.milliseconds[2]
+                );
+                println!(
+                    "memory   private {} KiB, mapped {} KiB of {} KiB",
+                    report.private_kib, report.mapped_kib, report.file_kib
+                );
+            })
+        }),
         Command::Diff { before, after } => run_diff(before, after)
             .and_then(|report| print(&report, arguments.json, |report| report.iter().for_each(print_difference))),
     };
@@ -218,6 +239,47 @@ fn run_convert(
     })?;
     progress.finish_and_clear();
     Ok(report)
+}
+
+/// What `load` prints.
+#[derive(Debug, Serialize)]
+struct Load {
+    /// Minimum, median and maximum of the rounds.
+    milliseconds: [f64; 3],
+    /// Growth of the private resident memory by the first opening.
+    private_kib: u64,
+    /// Growth of the resident part of the mapping by the first opening.
+    mapped_kib: u64,
+    file_kib: u64,
+}
+
+fn measure_load(path: &Path, rounds: usize) -> Result<Load, Failure> {
+    // A line of `/proc/self/status`; 0 on systems without it.
+    let resident = |field: &str| -> u64 {
+        let status = fs_err::read_to_string("/proc/self/status").unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
+        line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    };
+    let before = (resident("RssAnon:"), resident("RssFile:"));
+    let mut times = Vec::new();
+    let start = Instant::now();
+    let first = open(path)?;
+    times.push(start.elapsed().as_secs_f64() * 1e3);
+    let after = (resident("RssAnon:"), resident("RssFile:"));
+    drop(first);
+    for _ in 1..rounds {
+        let start = Instant::now();
+        let opened = open(path)?;
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+        drop(opened);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(Load {
+        milliseconds: [times[0], times[times.len() / 2], times[times.len() - 1]],
+        private_kib: after.0.saturating_sub(before.0),
+        mapped_kib: after.1.saturating_sub(before.1),
+        file_kib: fs_err::metadata(path)?.len() >> 10,
+    })
 }
 
 fn run_diff(before: &Path, after: &Path) -> Result<Vec<probe::TensorDifference>, Failure> {
