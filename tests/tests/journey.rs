@@ -128,22 +128,12 @@ fn a_generation_streams_is_guided_and_can_be_cancelled() {
     assert!(ended["state"] == "cancelled" || ended["state"] == "succeeded", "{ended}");
 }
 
-fn diary(client: &mut Raw, from: usize, count: usize) {
-    let places = ["office", "river", "church", "playhouse", "tower"];
-    let people = ["Mr Creed", "my wife", "Sir William", "the captain", "my brother"];
-    let memories: Vec<Value> = (from..from + count)
-        .map(|day| {
-            let text = format!(
-                "Up betimes and by water to the {} with {}, where we sat all the morning, and so home to dinner and to bed, day {day}.",
-                places[day % 5],
-                people[(day / 5) % 5]
-            );
-            let hour = format!("1663-{:02}-{:02}T08:00:00Z", 1 + day / 28 % 12, 1 + day % 28);
-            json!({"text": text, "trust": "user", "source": "user", "valid_from": hour})
-        })
-        .collect();
+/// A person's diary, the first days of it; returns how many.
+fn diary(client: &mut Raw, days: usize) -> u64 {
+    let text = fs_err::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/data/pepys-1660.jsonl")).unwrap();
+    let memories: Vec<Value> = text.lines().take(days).map(|line| serde_json::from_str(line).unwrap()).collect();
     let imported = client.ok("memory.import", json!({"memories": memories}));
-    assert_eq!(imported["imported"].as_u64(), Some(count as u64), "{imported}");
+    imported["imported"].as_u64().unwrap_or_else(|| panic!("{imported}"))
 }
 
 #[test]
@@ -153,9 +143,10 @@ fn the_loop_trains_decides_and_says_why() {
     let setup = setup(folder.path()).set(format!("engine.program={FAKE}")).set("evolution.load_max=1");
     let daemon = setup.start();
     let mut client = daemon.client();
-    diary(&mut client, 0, 240);
+    let days = diary(&mut client, 160);
+    assert_eq!(days, 160);
     eventually("the texts are in view", || {
-        client.ok("evolve.status", json!({}))["texts_waiting"].as_u64() >= Some(240)
+        client.ok("evolve.status", json!({}))["texts_waiting"].as_u64() >= Some(days)
     });
     client.ok("generate", json!({"prompt": "Up betimes", "tokens_max": 4}));
     let ordered = client.ok("evolve.run", json!({}));
