@@ -4,7 +4,7 @@
 use mneme_base::{ContentHash, MemoryId, Namespace, OpId, Timestamp, TrustTier};
 
 use crate::domain::{
-    METADATA_ENTRIES_MAX, METADATA_ENTRY_BYTES_MAX, MemoryKind, MemoryState, NewMemory, QUERY_BYTES_MAX,
+    METADATA_ENTRIES_MAX, METADATA_ENTRY_BYTES_MAX, Memory, MemoryKind, MemoryState, NewMemory, QUERY_BYTES_MAX,
     RECALL_LIMIT_MAX, RecallQuery, TEXT_BYTES_MAX,
 };
 use crate::store::{Document, Refusal, StoreError};
@@ -150,11 +150,58 @@ pub fn admit(memory: &NewMemory) -> Result<Admitted, Refusal> {
     check(memory)?;
     let mut memory = memory.clone();
     let redactions = redact(&mut memory);
-    // A placeholder can be longer than the secret that it replaces.
-    bounded("text", &memory.text, 1, TEXT_BYTES_MAX)?;
+    // A placeholder can be longer than the secret that it replaces: what is stored keeps to the bounds too.
+    check(&memory)?;
     let content_hash = content_hash(&memory);
     let state = initial_state(memory.provenance.trust);
     Ok(Admitted { memory, redactions, content_hash, state })
+}
+
+/// Checks a memory that comes from elsewhere as it is, takes secrets out and computes its hash anew.
+pub fn admit_stored(memory: Memory) -> Result<Memory, Refusal> {
+    let as_new = NewMemory {
+        namespace: memory.namespace.clone(),
+        kind: memory.kind,
+        text: memory.text,
+        speaker: memory.speaker,
+        thread: memory.thread,
+        position: memory.position,
+        metadata: memory.metadata,
+        provenance: memory.provenance,
+        valid_from: Some(memory.valid_from),
+        valid_to: memory.valid_to,
+    };
+    bounded_time("recorded_at", Some(memory.recorded_at))?;
+    if (memory.state == MemoryState::Superseded) != memory.superseded_by.is_some() {
+        return Err(invalid("state", "does not agree with superseded_by".into()));
+    }
+    let Admitted { memory: checked, redactions, content_hash, .. } = admit(&as_new)?;
+    Ok(Memory {
+        id: memory.id,
+        namespace: memory.namespace,
+        kind: memory.kind,
+        text: checked.text,
+        speaker: checked.speaker,
+        thread: checked.thread,
+        position: checked.position,
+        metadata: checked.metadata,
+        provenance: checked.provenance,
+        valid_from: memory.valid_from,
+        valid_to: memory.valid_to,
+        recorded_at: memory.recorded_at,
+        supersedes: memory.supersedes,
+        superseded_by: memory.superseded_by,
+        state: memory.state,
+        content_hash,
+        evidence: memory.evidence,
+        redactions: memory.redactions.saturating_add(redactions),
+        lsn: memory.lsn,
+    })
+}
+
+/// When a memory starts to be true: as it says, or now; something that is over already, no later than its end.
+pub fn valid_from(memory: &NewMemory, now: Timestamp) -> Timestamp {
+    memory.valid_from.unwrap_or_else(|| memory.valid_to.map_or(now, |end| end.min(now)))
 }
 
 /// The state in which a memory of this trust starts.
@@ -205,10 +252,20 @@ fn check(memory: &NewMemory) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Takes secrets out of the text, the speaker and the metadata values.
+/// Takes secrets out of everything that a person or program wrote freely: the text, the metadata values, the path or URI.
+/// Returns how many there were.
 fn redact(memory: &mut NewMemory) -> u32 {
-    let _ = memory;
-    0
+    let path = memory.provenance.location.as_mut().map(|location| &mut location.path);
+    let parts = std::iter::once(&mut memory.text).chain(memory.metadata.values_mut()).chain(path);
+    let mut found = 0;
+    for part in parts {
+        let redacted = mneme_text::redact(part);
+        if !redacted.findings.is_empty() {
+            found += redacted.findings.len();
+            *part = redacted.text.into_owned();
+        }
+    }
+    u32::try_from(found).unwrap_or(u32::MAX)
 }
 
 /// Hash of namespace, kind, speaker, thread and text, each with its length so that no two contents run together.
@@ -350,6 +407,24 @@ mod tests {
         let never = Some(Timestamp::from_millis(i64::MAX));
         assert_eq!(field(&NewMemory { valid_from: never, ..note("x") }), "valid_from");
         assert!(admit(&note(&"x".repeat(TEXT_BYTES_MAX))).is_ok());
+    }
+
+    #[test]
+    fn secrets_are_taken_out_of_the_text_the_metadata_and_the_location() {
+        let secret = "ghp_16C7e42F292c6912E7710c838347Ae178B4a";
+        let mut memory = note(&format!("the token is {secret}, keep it"));
+        memory.metadata.insert("clipboard".into(), secret.into());
+        memory.provenance.location = Some(mneme_base::SourceLocation {
+            path: format!("https://x:{secret}@example.org/repo"),
+            line_first: 1,
+            line_last: 1,
+        });
+        let admitted = admit(&memory).unwrap();
+        assert!(admitted.redactions >= 3, "{}", admitted.redactions);
+        let stored = serde_json::to_string(&admitted.memory).unwrap();
+        assert!(!stored.contains(secret), "{stored}");
+        assert!(stored.contains("the token is [redacted:"));
+        assert_eq!(admit(&note("nothing secret here")).unwrap().redactions, 0);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Stores and retrieves memories. Knows nothing of actors, sockets, configuration or tensors.
 //!
-//! Reading order: [`domain`] (the nouns), [`store`] (the trait that every store passes the same conformance suite for).
+//! Reading order: [`domain`] (the nouns), [`store`] (the trait that every store passes the same conformance suite for), [`gate`]
+//! (what may be written), [`oracle`] (the store in memory), [`state`] (where rows are durable), [`durable`] (the store that
+//! lasts), [`recall`] over [`index`] (what answers questions), [`transfer`] (export and import).
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -12,6 +14,7 @@ pub mod oracle;
 pub mod recall;
 pub mod state;
 pub mod store;
+pub mod transfer;
 
 pub use domain::{
     ForgetReceipt, ForgetSelector, Hit, HitExplanation, Memory, MemoryKind, MemoryState, Metadata, NewMemory, Recall,
@@ -19,7 +22,7 @@ pub use domain::{
 };
 pub use durable::{DurableOptions, DurableStore};
 pub use oracle::InMemoryStore;
-pub use recall::{IndexOptions, RankedHit, RankedRecall, RecallIndex, context_texts};
+pub use recall::{HalfVectors, IndexOptions, RankedHit, RankedRecall, RecallIndex, context_texts};
 pub use store::{
     AckLevel, Document, MaintenanceReport, MaintenanceTask, MemoryStore, Operation, OperationKind, OperationOutcome,
     OperationResult, PendingEmbedding, Refusal, Scan, StoreError, StoreHealth, StoreStats,

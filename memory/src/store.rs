@@ -6,6 +6,7 @@ use mneme_base::{ContentHash, Embedding, EmbeddingGeneration, Lsn, MemoryId, Nam
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{ForgetReceipt, ForgetSelector, Memory, NewMemory, Recall, RecallQuery, RememberReceipt};
+use crate::transfer::ImportReport;
 
 /// How far a write has got when it is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
@@ -345,6 +346,10 @@ pub trait MemoryStore: Send + Sync + std::fmt::Debug {
         generation: &EmbeddingGeneration,
         embeddings: Vec<(MemoryId, Vec<Embedding>)>,
     ) -> Result<(), StoreError>;
+
+    /// Takes in memories as they are: ids, times, chains and counts, but for the LSN. Each passes the write gate; one whose id or
+    /// content is there already is left out. One atomic synced transaction: at most some thousand at once.
+    fn import(&self, memories: Vec<Memory>) -> Result<ImportReport, StoreError>;
 
     /// Returns rows of a collection in key order, from `after` (exclusive), with keys that start with `prefix`.
     fn documents(

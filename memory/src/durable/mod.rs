@@ -29,17 +29,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 
 use mneme_base::{Embedding, EmbeddingGeneration, Lsn, MemoryId, Namespace, Timestamp};
 
-use crate::domain::{Memory, Recall, RecallQuery};
+use crate::domain::{Memory, MemoryState, Recall, RecallQuery};
 use crate::durable::cache::MemoryCache;
 use crate::durable::operations::Context;
 use crate::durable::record::RowError;
 use crate::durable::transaction::{Transaction, WriterState};
+use crate::gate;
 use crate::recall::RecallIndex;
 use crate::state::{RamEngine, StateEngine, Table, open_engine, scan_prefix};
 use crate::store::{
     Document, MaintenanceReport, MaintenanceTask, MemoryStore, Operation, OperationOutcome, PendingEmbedding, Scan,
     StoreError, StoreHealth, StoreStats,
 };
+use crate::transfer::ImportReport;
 
 pub(crate) use embeddings::{check_generation, check_views};
 pub use options::DurableOptions;
@@ -187,6 +189,43 @@ impl DurableStore {
         Ok(outcomes)
     }
 
+    /// Takes memories in as they are. See [`crate::store::MemoryStore::import`].
+    fn import_batch(&self, memories: Vec<Memory>) -> Result<ImportReport, StoreError> {
+        self.check_open()?;
+        self.check_disk()?;
+        let mut report = ImportReport::default();
+        let mut admitted = Vec::with_capacity(memories.len());
+        for memory in memories {
+            let id = memory.id;
+            match gate::admit_stored(memory) {
+                Ok(memory) => admitted.push(memory),
+                Err(refusal) => {
+                    report.add(ImportReport { refused: 1, refusals: vec![(id, refusal)], ..ImportReport::default() });
+                }
+            }
+        }
+        let mut writer = self.writer();
+        let corrupt = corrupt(&self.folder);
+        let mut transaction = Transaction::new(self.engine.as_ref(), writer.clone(), &corrupt);
+        for mut memory in admitted {
+            let live = memory.state != MemoryState::Superseded;
+            if transaction.memory(memory.id)?.is_some()
+                || (live && transaction.with_content(&memory.content_hash)?.is_some())
+            {
+                report.known += 1;
+                continue;
+            }
+            memory.lsn = transaction.next_lsn();
+            transaction.insert(memory);
+            report.imported += 1;
+        }
+        if report.imported > 0 {
+            transaction.finish_without_operations();
+            self.commit(&mut writer, transaction)?;
+        }
+        Ok(report)
+    }
+
     /// Makes a transaction durable, then visible.
     fn commit(&self, writer: &mut WriterState, transaction: Transaction<'_>) -> Result<(), StoreError> {
         let Transaction { batch, state, touched, .. } = transaction;
@@ -267,6 +306,10 @@ impl MemoryStore for DurableStore {
         embeddings: Vec<(MemoryId, Vec<Embedding>)>,
     ) -> Result<(), StoreError> {
         self.put_embeddings(generation, embeddings)
+    }
+
+    fn import(&self, memories: Vec<Memory>) -> Result<ImportReport, StoreError> {
+        self.import_batch(memories)
     }
 
     fn documents(

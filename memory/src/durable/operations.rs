@@ -160,6 +160,7 @@ fn insert(
         // One that this batch has forgotten, or that is being replaced, is no news.
         .filter(|id| !matches!(transaction.touched.get(id), Some(None)) && Some(*id) != supersedes);
     let id = gate::memory_id(context.now, op_id, lsn.0);
+    let valid_from = gate::valid_from(&memory, context.now);
     transaction.insert(Memory {
         id,
         namespace: memory.namespace,
@@ -170,7 +171,7 @@ fn insert(
         position: memory.position,
         metadata: memory.metadata,
         provenance: memory.provenance,
-        valid_from: memory.valid_from.unwrap_or(context.now),
+        valid_from,
         valid_to: memory.valid_to,
         recorded_at: context.now,
         supersedes,

@@ -8,7 +8,7 @@ use std::sync::PoisonError;
 use mneme_base::{Embedding, MemoryId, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::durable::reading::{build_index, each_embedding};
+use crate::durable::reading::each_embedding;
 use crate::durable::record;
 use crate::durable::transaction::Transaction;
 use crate::durable::{DurableStore, corrupt, keys};
@@ -114,15 +114,11 @@ impl DurableStore {
         Ok(MaintenanceReport { items: 1, bytes_freed, measure: Some(factor) })
     }
 
-    /// Feeds the projections; builds the recall index anew when much of it is dead.
+    /// Feeds the projections; drops what is dead from the recall index when that is much of it.
     fn refresh_index(&self) -> Result<MaintenanceReport, StoreError> {
         let items = self.project()?;
-        if self.index().wants_rebuild() {
-            // Writers wait: what they would write meanwhile would be missing in the new index.
-            let writer = self.writer();
-            let index = build_index(self.engine.as_ref(), &self.folder, &self.options, writer.generation.as_ref())?;
-            *self.index_mut() = index;
-            drop(writer);
+        if self.index().wants_compaction() {
+            self.index_mut().compact();
         }
         Ok(MaintenanceReport { items, ..MaintenanceReport::default() })
     }
@@ -195,7 +191,10 @@ impl DurableStore {
             let index = self.index();
             let live = index.columns.live().clone();
             let threads = index.options().scan_threads;
-            let best = |query| index.own.top(query, AUDIT_DEPTH, &live, threads);
+            let best = |embedding: &Embedding| {
+                let query = index.own.query(embedding);
+                query.map(|query| index.own.top(&query, AUDIT_DEPTH, &live, threads)).unwrap_or_default()
+            };
             queries
                 .iter()
                 .map(|(_, query)| best(query).into_iter().map(|hit| index.columns.id(hit.row)).collect())

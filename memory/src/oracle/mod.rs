@@ -19,6 +19,7 @@ use crate::store::{
     Document, MaintenanceReport, MaintenanceTask, MemoryStore, Operation, OperationKind, OperationOutcome,
     OperationResult, PendingEmbedding, Refusal, Scan, StoreError, StoreHealth, StoreStats,
 };
+use crate::transfer::ImportReport;
 
 /// Memories in plain maps. Everything is lost with the process.
 #[derive(Debug)]
@@ -180,6 +181,7 @@ impl Inner {
             .index
             .near_duplicate(&memory.text, &memory.namespace)
             .filter(|near| self.memories.contains_key(near) && Some(*near) != supersedes);
+        let valid_from = gate::valid_from(&memory, now);
         let stored = Memory {
             id,
             namespace: memory.namespace,
@@ -190,7 +192,7 @@ impl Inner {
             position: memory.position,
             metadata: memory.metadata,
             provenance: memory.provenance,
-            valid_from: memory.valid_from.unwrap_or(now),
+            valid_from,
             valid_to: memory.valid_to,
             recorded_at: now,
             supersedes,
@@ -416,6 +418,34 @@ impl MemoryStore for InMemoryStore {
         }
         inner.lsn += u64::from(stored);
         Ok(())
+    }
+
+    fn import(&self, memories: Vec<Memory>) -> Result<ImportReport, StoreError> {
+        let mut inner = self.inner();
+        let lsn_before = Lsn(inner.lsn);
+        let mut report = ImportReport::default();
+        for memory in memories {
+            let id = memory.id;
+            match gate::admit_stored(memory) {
+                Err(refusal) => {
+                    report.add(ImportReport { refused: 1, refusals: vec![(id, refusal)], ..ImportReport::default() });
+                }
+                Ok(memory)
+                    if inner.memories.contains_key(&id)
+                        || (memory.state != MemoryState::Superseded
+                            && inner.live_with(memory.content_hash).is_some()) =>
+                {
+                    report.known += 1;
+                }
+                Ok(mut memory) => {
+                    memory.lsn = inner.next_lsn();
+                    inner.memories.insert(id, memory);
+                    report.imported += 1;
+                }
+            }
+        }
+        inner.refresh_index(lsn_before);
+        Ok(report)
     }
 
     fn documents(

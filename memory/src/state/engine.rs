@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
-use std::mem::ManuallyDrop;
 use std::ops::{Bound, ControlFlow};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -82,7 +81,7 @@ pub(crate) struct Engine<B: Backend> {
     copying: Mutex<()>,
     fault: OnceLock<String>,
     /// Leaked with the backend after a fault: its threads may still hold the files.
-    lock: ManuallyDrop<File>,
+    lock: Option<File>,
 }
 
 impl<B: Backend> fmt::Debug for Engine<B> {
@@ -118,7 +117,7 @@ impl<B: Backend> Engine<B> {
             writer: Mutex::new(None),
             copying: Mutex::new(()),
             fault: OnceLock::new(),
-            lock: ManuallyDrop::new(lock),
+            lock: Some(lock),
         })
     }
 
@@ -362,22 +361,25 @@ impl<B: Backend> StateEngine for Engine<B> {
 impl<B: Backend> Drop for Engine<B> {
     fn drop(&mut self) {
         let backend = self.live.get_mut().unwrap_or_else(PoisonError::into_inner).backend.take();
-        if self.fault.get().is_some() {
-            backend.into_iter().for_each(Backend::abandon);
-            return;
-        }
-        if let Some(backend) = backend
-            && guarded(|| {
-                backend.close();
-                Ok(())
-            })
-            .is_err()
-        {
-            return;
-        }
-        // Closed in good order: others may have the folder. An unlock that fails is made up for by the end of the process.
-        if let Err(error) = self.lock.unlock() {
-            tracing::warn!(%error, "state engine could not unlock its folder");
+        let faulty = self.fault.get().is_some();
+        let closed_well = match backend {
+            Some(backend) if faulty => {
+                backend.abandon();
+                false
+            }
+            Some(backend) => {
+                let close = || {
+                    backend.close();
+                    Ok(())
+                };
+                guarded(close).is_ok()
+            }
+            None => true,
+        };
+        // Closed in good order: the lock goes with its file, and others may have the folder. Otherwise it stays until the
+        // process ends.
+        if faulty || !closed_well {
+            std::mem::forget(self.lock.take());
         }
     }
 }

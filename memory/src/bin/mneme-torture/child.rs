@@ -8,6 +8,7 @@ use mneme_memory::DurableStore;
 use mneme_memory::state::EngineKind;
 
 use crate::script::{options, run_step};
+use crate::verify::chain;
 
 /// The exit status of a writer whose store reported a fault.
 pub(crate) const FAULT_STATUS: u8 = 3;
@@ -22,14 +23,14 @@ pub(crate) fn run(folder: &Path, engine: EngineKind, seed: u64, from: u64, to: u
     let store = match DurableStore::open(folder, options(engine)) {
         Ok(store) => store,
         Err(error) => {
-            say(&format!("fault open {error}"));
+            say(&format!("fault open {}", chain(&error)));
             std::process::exit(FAULT_STATUS.into());
         }
     };
     say("open");
     for step in from..to {
         if let Err(error) = run_step(&store, seed, step) {
-            say(&format!("fault {step} {error}"));
+            say(&format!("fault {step} {}", chain(&error)));
             // As the daemon does: no further use of the store, no destructor that could wait for the disk.
             std::process::exit(FAULT_STATUS.into());
         }

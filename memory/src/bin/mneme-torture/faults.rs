@@ -9,13 +9,11 @@ use mneme_memory::state::EngineKind;
 
 use crate::report::Report;
 use crate::verify::Model;
-use crate::writer::Writer;
+use crate::writer::{HANG, Writer};
 
 const SHIM: &str = include_str!("shim.c");
 /// Steps of one writer: enough for batches, vectors, a purge and a change of generation.
 const STEPS: u64 = 33;
-/// A writer that has not ended by then hangs.
-const HANG: Duration = Duration::from_secs(10);
 /// Error number, in words, and for good.
 const VARIANTS: [(i32, &str, bool); 4] =
     [(5, "EIO once", false), (5, "EIO for good", true), (28, "ENOSPC once", false), (28, "ENOSPC for good", true)];
@@ -24,11 +22,8 @@ const VARIANTS: [(i32, &str, bool); 4] =
 pub(crate) fn compile_shim(folder: &Path) -> std::io::Result<PathBuf> {
     let (source, library) = (folder.join("shim.c"), folder.join("shim.so"));
     fs_err::write(&source, SHIM)?;
-    let output = Command::new("cc")
-        .args(["-O2", "-shared", "-fPIC", "-o"])
-        .args([&library, &source])
-        .arg("-ldl")
-        .output()?;
+    let output =
+        Command::new("cc").args(["-O2", "-shared", "-fPIC", "-o"]).args([&library, &source]).arg("-ldl").output()?;
     if output.status.success() {
         return Ok(library);
     }
@@ -67,7 +62,7 @@ fn count_calls(folder: &Path, shim: &Path, engine: EngineKind, seed: u64) -> std
     let count = folder.join("count");
     let mut environment = environment(shim, &store, 0, 5, false);
     environment.push(("MNEME_FAULT_COUNT", count.to_string_lossy().into_owned()));
-    let ended = Writer::start(&store, engine, seed, 0..STEPS, &environment)?.wait(Duration::from_secs(60));
+    let ended = Writer::start(&store, engine, seed, 0..STEPS, &environment)?.wait(Duration::from_mins(1));
     if ended.is_none_or(|ended| ended.acked != Some(STEPS - 1)) {
         return Err(std::io::Error::other("the writer did not end without faults"));
     }

@@ -7,7 +7,7 @@ use mneme_memory::state::EngineKind;
 
 use crate::report::Report;
 use crate::verify::Model;
-use crate::writer::Writer;
+use crate::writer::{HANG, Writer};
 
 /// A writer lives at most this long (ms).
 const LIFE_MS_MAX: u64 = 250;
@@ -21,9 +21,10 @@ pub(crate) fn run(folder: &Path, engine: EngineKind, kills: u64, seed: u64) -> s
         let writer = Writer::start(folder, engine, seed, model.next..u64::MAX, &[])?;
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         // One in four dies while it opens: its life is counted from its start, not from its first word.
-        let during_open = (random >> 40) % 4 == 0;
-        while !during_open && !writer.has_spoken() {
-            std::thread::sleep(Duration::from_millis(1));
+        let during_open = (random >> 40).is_multiple_of(4);
+        if !during_open && !writer.wait_until_open(HANG) {
+            report.hangs += 1;
+            report.note(format!("crash {}: the store did not open in {} s", report.crashes + 1, HANG.as_secs()));
         }
         std::thread::sleep(Duration::from_micros((random >> 33) % (LIFE_MS_MAX * 1_000)));
         let before = model.next;
@@ -36,7 +37,7 @@ pub(crate) fn run(folder: &Path, engine: EngineKind, kills: u64, seed: u64) -> s
         }
         report.add(model.verify(folder, engine, ended.acked));
         report.steps += model.next - before;
-        if !report.is_clean() {
+        if report.has_damage() {
             break;
         }
     }

@@ -15,7 +15,7 @@ use mneme_memory::state::EngineKind;
 
 use crate::report::Report;
 use crate::verify::Model;
-use crate::writer::Writer;
+use crate::writer::{HANG, Writer};
 
 /// The size of the file system.
 const IMAGE_BYTES: u64 = 512 << 20;
@@ -25,7 +25,14 @@ const NEIGHBOUR_PAUSE_MS: u64 = 4;
 const LIFE_MS_MAX: u64 = 500;
 /// Shuts the file system at `sys.argv[1]` down without flushing its log. A script because a system call by number is unsafe in
 /// Rust, and unsafe code is confined elsewhere.
-const SHUTDOWN: &str = "import fcntl, os, struct, sys; fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587d, struct.pack('I', 2))";
+/// It refuses a place that is not a mount of its own: the call would shut the machine's own file system down.
+const SHUTDOWN: &str = "\
+import fcntl, os, struct, sys
+place = os.open(sys.argv[1], os.O_RDONLY)
+if os.fstat(place).st_dev == os.stat(os.path.dirname(sys.argv[1])).st_dev:
+    sys.exit('not a mount: ' + sys.argv[1])
+fcntl.ioctl(place, 0x8004587d, struct.pack('I', 2))
+";
 
 /// Why power cuts cannot be made here, if they cannot.
 pub(crate) fn unavailable() -> Option<String> {
@@ -123,9 +130,10 @@ pub(crate) fn run(folder: &Path, engine: EngineKind, cuts: u64, seed: u64) -> st
         let beside = std::thread::spawn(move || neighbour(&place, &stopped));
         let writer = Writer::start(&store, engine, seed, model.next..u64::MAX, &[])?;
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let during_open = (random >> 40) % 6 == 0;
-        while !during_open && !writer.has_spoken() {
-            std::thread::sleep(Duration::from_millis(1));
+        let during_open = (random >> 40).is_multiple_of(6);
+        if !during_open && !writer.wait_until_open(HANG) {
+            report.hangs += 1;
+            report.note(format!("crash {}: the store did not open in {} s", report.crashes + 1, HANG.as_secs()));
         }
         std::thread::sleep(Duration::from_micros((random >> 33) % (LIFE_MS_MAX * 1_000)));
         writer.freeze();
@@ -145,7 +153,7 @@ pub(crate) fn run(folder: &Path, engine: EngineKind, cuts: u64, seed: u64) -> st
         }
         report.add(model.verify(&store, engine, ended.acked));
         report.steps += model.next - before;
-        if !report.is_clean() {
+        if report.has_damage() {
             break;
         }
     }

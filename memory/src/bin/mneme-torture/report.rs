@@ -47,6 +47,11 @@ impl Report {
         self.unopenable + self.lost + self.wrong + self.hangs == 0
     }
 
+    /// Whether a store is damaged, so that going on with it would tell nothing new.
+    pub(crate) fn has_damage(&self) -> bool {
+        self.unopenable + self.lost + self.wrong > 0
+    }
+
     fn quantile(&self, q: f64) -> f64 {
         let mut sorted = self.opens_ms.clone();
         sorted.sort_unstable_by(f64::total_cmp);

@@ -114,8 +114,8 @@ fn operation(known: &[Memory], numbers: &mut Numbers, step: u64, number: u64) ->
 
 fn memory(numbers: &mut Numbers, step: u64, number: u64) -> NewMemory {
     let space: Namespace = format!("space{}", numbers.below(3)).parse().expect("a valid namespace");
-    let (source, trust) =
-        [("user", TrustTier::User), ("agent", TrustTier::Reported), ("web", TrustTier::Untrusted)][numbers.below(3) as usize];
+    let (source, trust) = [("user", TrustTier::User), ("agent", TrustTier::Reported), ("web", TrustTier::Untrusted)]
+        [numbers.below(3) as usize];
     // Now and then the same text again; lengths from a line to several pages.
     let text = match numbers.below(8) {
         0 => format!("a saying that comes back {}", numbers.below(10)),
@@ -136,13 +136,7 @@ pub(crate) fn observe(store: &dyn MemoryStore) -> Result<Observed, StoreError> {
     let stats = store.stats();
     Ok(Observed {
         lsn: stats.lsn.0,
-        counts: [
-            stats.memories,
-            stats.quarantined,
-            stats.superseded,
-            stats.purge_pending,
-            stats.embeddings_pending,
-        ],
+        counts: [stats.memories, stats.quarantined, stats.superseded, stats.purge_pending, stats.embeddings_pending],
         memories: store.scan(&Scan { limit: 10_000, ..Scan::default() })?,
         documents: store.documents("log", "", None, 1_000)?,
         pending: store.pending_embeddings(1_000)?.into_iter().map(|pending| pending.id.to_string()).collect(),

@@ -51,8 +51,7 @@ impl Model {
         acked: Option<u64>,
     ) -> Result<Duration, Failure> {
         let begin = Instant::now();
-        let store =
-            DurableStore::open(folder, options(engine)).map_err(|error| Failure::Unopenable(chain(&error)))?;
+        let store = DurableStore::open(folder, options(engine)).map_err(|error| Failure::Unopenable(chain(&error)))?;
         let took = begin.elapsed();
         let found = observe(&store).map_err(|error| Failure::Unopenable(chain(&error)))?;
         let acked_next = acked.map_or(self.next, |step| step + 1);
@@ -79,7 +78,8 @@ impl Model {
     }
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+/// An error and everything that led to it.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

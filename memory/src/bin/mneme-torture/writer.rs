@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 use mneme_memory::state::EngineKind;
 use rustix::process::{Pid, Signal, kill_process};
 
+/// What has not come by then is a hang.
+pub(crate) const HANG: Duration = Duration::from_secs(10);
+
 /// A writer and what it has said.
 pub(crate) struct Writer {
     child: Child,
@@ -99,9 +102,16 @@ impl Writer {
         }
     }
 
-    /// Whether it has said anything yet.
-    pub(crate) fn has_spoken(&self) -> bool {
-        self.lines.load(Ordering::SeqCst) > 0
+    /// Waits until it has said something: that the store is open, or that it does not open. Says whether it did in time.
+    pub(crate) fn wait_until_open(&self, limit: Duration) -> bool {
+        let begin = Instant::now();
+        while self.lines.load(Ordering::SeqCst) == 0 {
+            if begin.elapsed() > limit {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        true
     }
 
     fn collect(&mut self) -> Ended {
