@@ -150,7 +150,7 @@ fn measure(server: &Server, clients: usize, length: Duration) -> anyhow::Result<
             .map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a client panicked"))))
             .collect()
     });
-    let mut all = Histogram::<u64>::new(3).context("could not make a histogram")?;
+    let mut all = histogram()?;
     let mut longest = 0.0_f64;
     for outcome in outcomes {
         let (histogram, seconds) = outcome?;
@@ -161,8 +161,14 @@ fn measure(server: &Server, clients: usize, length: Duration) -> anyhow::Result<
     Ok(Figures { p50: micros(0.5), p99: micros(0.99), rate: all.len() as f64 / longest })
 }
 
+/// Nanoseconds up to the longest wait of a client, with three digits.
+fn histogram() -> anyhow::Result<Histogram<u64>> {
+    const NANOS_MAX: u64 = 60_000_000_000;
+    Histogram::new_with_max(NANOS_MAX, 3).context("could not make a histogram")
+}
+
 fn client(server: &Server, barrier: &Barrier, length: Duration) -> anyhow::Result<(Histogram<u64>, f64)> {
-    let mut histogram = Histogram::new(3).context("could not make a histogram")?;
+    let mut histogram = histogram()?;
     let mut exchange = Exchange::connect(server);
     if let Ok(exchange) = &mut exchange {
         // The first answers pay for caches and allocations.
