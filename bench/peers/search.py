@@ -1,5 +1,6 @@
 """Vector search side by side: ours against numpy, faiss, usearch, hnswlib, LanceDB and sqlite-vec, in one run.
 
+    pip install numpy faiss-cpu usearch hnswlib lancedb sqlite-vec apsw
     cargo build --release -p mneme-bench --bench search
     python bench/peers/search.py --ours target/release/deps/search-HASH --rows 10000 --rows 100000
 
@@ -142,7 +143,7 @@ def build_lancedb(data: np.ndarray, folder: str, indexed: bool):
         lance.create_index(metric="dot")
 
     def call(query: np.ndarray, percent: int):
-        search = lance.search(query).distance_type("dot").limit(K).select(["id"])
+        search = lance.search(query).distance_type("dot").limit(K).select(["id", "_distance"])
         if percent < 100:
             search = search.where(f"part < {FILTER_PERCENT}", prefilter=True)
         return search.to_arrow()["id"].to_pylist()
@@ -151,17 +152,17 @@ def build_lancedb(data: np.ndarray, folder: str, indexed: bool):
 
 
 def build_sqlite_vec(data: np.ndarray, folder: str):
-    import sqlite3
-
+    # Not the standard library's sqlite3: many Pythons are built without loadable extensions.
+    import apsw
     import sqlite_vec
 
-    database = sqlite3.connect(f"{folder}/vectors.db")
+    database = apsw.Connection(f"{folder}/vectors.db")
     database.enable_load_extension(True)
-    sqlite_vec.load(database)
+    database.load_extension(sqlite_vec.loadable_path())
     database.execute(f"create virtual table rows using vec0(part integer, vector float[{DIMENSIONS}])")
     pairs = ((at, at % 100, row.tobytes()) for at, row in enumerate(data))
-    database.executemany("insert into rows(rowid, part, vector) values (?, ?, ?)", pairs)
-    database.commit()
+    with database:
+        database.executemany("insert into rows(rowid, part, vector) values (?, ?, ?)", pairs)
 
     def call(query: np.ndarray, percent: int):
         where = "" if percent == 100 else f" and part < {FILTER_PERCENT}"
@@ -173,7 +174,7 @@ def build_sqlite_vec(data: np.ndarray, folder: str):
 
 def engines(arguments, data: np.ndarray, folder: str):
     """Name and maker of each engine; exact ones first."""
-    threads, big = arguments.threads, len(data) > 200_000
+    threads = arguments.threads
     yield "ours, int8 codes, exact scan", lambda: Ours(arguments.ours, folder, "codes", threads)
     yield "ours, int8 + f16 rerank in memory", lambda: Ours(arguments.ours, folder, "halves", threads)
     yield "ours, int8 + f16 rerank from a file", lambda: Ours(arguments.ours, folder, "file", threads)
@@ -183,7 +184,7 @@ def engines(arguments, data: np.ndarray, folder: str):
     yield "usearch exact f32", lambda: Peer(lambda: build_usearch(data, True, threads), False)
     yield "LanceDB flat", lambda: Peer(lambda: build_lancedb(data, folder, False), True)
     yield "sqlite-vec, exact f32", lambda: Peer(lambda: build_sqlite_vec(data, folder), True)
-    if not big or arguments.graphs:
+    if len(data) <= arguments.graphs_up_to:
         yield "usearch HNSW, default", lambda: Peer(lambda: build_usearch(data, False, threads), False)
         yield "hnswlib, default", lambda: Peer(lambda: build_hnswlib(data, threads), True)
         yield "faiss HNSW32, default", lambda: Peer(lambda: build_faiss(data, "HNSW32", threads), True)
@@ -243,7 +244,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, action="append", help="may be given more than once")
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--graphs", action="store_true", help="build graph indices past 200,000 rows too (minutes)")
+    parser.add_argument("--graphs-up-to", type=int, default=200_000, help="build graph indices up to this many rows (minutes beyond)")
     arguments = parser.parse_args()
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(arguments.threads))
     for rows in arguments.rows or [10_000, 100_000]:
