@@ -257,6 +257,8 @@ section! {
         forgetting_bits_max: f64 = 0.08, real(0.0, 1.0), Live;
         /// Share of base text that is replayed in training.
         replay_share: f64 = 0.3, real(0.0, 0.9), Live;
+        /// Processor minutes that one training job may take, its placebo and its judging included; longer learns more.
+        job_cpu_minutes_max: u32 = 10, number(1, 240), Live;
         /// Nothing is trained while processors are busier than this (pressure stall information, 0 to 1; 1 trains always).
         load_max: f64 = 0.5, real(0.0, 1.0), Live;
         /// Nothing is trained while the machine runs on battery.

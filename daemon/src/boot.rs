@@ -180,6 +180,7 @@ fn policy(config: &Config) -> Policy {
         trigger_alpha: settings.alpha,
         cpu_seconds_a_day: f64::from(settings.cpu_minutes_per_day) * 60.0,
         load_max,
+        steps_max: steps_of(settings.job_cpu_minutes_max),
         // Stopped work goes on when the load has fallen well below what stopped it.
         load_resume: if load_max >= 1.0 { 1.0 } else { load_max * 0.6 },
         ..Policy::default()
@@ -188,6 +189,14 @@ fn policy(config: &Config) -> Policy {
     policy.gate.forgetting_max_bits = settings.forgetting_bits_max;
     policy.data.replay_fraction = settings.replay_share.clamp(0.2, 0.5);
     policy
+}
+
+/// The optimiser steps of a job that may take so long: a third of its time each for the adapter, its placebo and the judging.
+fn steps_of(cpu_minutes: u32) -> u32 {
+    let usual = Policy::default();
+    let seconds = f64::from(cpu_minutes) * 60.0 / 3.0;
+    let steps = seconds * usual.tokens_per_cpu_second / f64::from(usual.tokens_per_step);
+    (steps as u32).clamp(usual.steps_min, usual.steps_max)
 }
 
 /// Takes connections until the daemon drains.

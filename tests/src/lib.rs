@@ -2,6 +2,8 @@
 //!
 //! Every wait has a limit: a hang is a failure.
 
+pub mod fuzz;
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};

@@ -21,18 +21,48 @@ pub(crate) struct PassedOn {
     arguments: Vec<String>,
 }
 
-/// Runs the binary `name` of `mneme-tests` in the release profile, or says that it is missing.
-pub(crate) fn program(workspace: &Workspace, name: &str, passed: &PassedOn, set_up: bool) -> anyhow::Result<ExitCode> {
-    const PACKAGE: &str = "mneme-tests";
-    if !workspace.has_target(PACKAGE, &TargetKind::Bin, name) {
-        println!("cargo xtask {name} is not possible yet: package {PACKAGE} has no program {name}");
+/// A program of the workspace that does a task's work.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Program {
+    /// The task's name.
+    task: &'static str,
+    package: &'static str,
+    name: &'static str,
+    /// Features that it needs.
+    features: &'static [&'static str],
+    /// Whether it needs the models.
+    set_up: bool,
+}
+
+/// The main job on real input.
+pub(crate) const DEMO: Program =
+    Program { task: "demo", package: "mneme-tests", name: "demo", features: &[], set_up: true };
+/// Mutated input for everything that reads bytes from outside.
+pub(crate) const FUZZ: Program =
+    Program { task: "fuzz", package: "mneme-tests", name: "fuzz", features: &[], set_up: false };
+/// Power cuts, kills and failing writes.
+pub(crate) const TORTURE: Program =
+    Program { task: "torture", package: "mneme-memory", name: "mneme-torture", features: &[], set_up: false };
+/// Load for hours.
+pub(crate) const SOAK: Program =
+    Program { task: "soak", package: "mneme-tests", name: "soak", features: &[], set_up: false };
+
+/// Runs a program in the release profile, or says that it is missing.
+pub(crate) fn program(workspace: &Workspace, program: Program, passed: &PassedOn) -> anyhow::Result<ExitCode> {
+    let Program { task, package, name, features, set_up } = program;
+    if !workspace.has_target(package, &TargetKind::Bin, name) {
+        println!("cargo xtask {task} is not possible yet: package {package} has no program {name}");
         return Ok(ExitCode::from(MISSING));
     }
     if set_up {
         setup::run(workspace, &setup::SetupArguments::default())?;
     }
     let mut command = cargo(&workspace.root);
-    command.args(["run", "--quiet", "--release", "--package", PACKAGE, "--bin", name, "--"]).args(&passed.arguments);
+    command.args(["run", "--quiet", "--release", "--package", package, "--bin", name]);
+    if !features.is_empty() {
+        command.arg("--features").arg(features.join(","));
+    }
+    command.arg("--").args(&passed.arguments);
     Ok(if status(&mut command)?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -53,12 +53,12 @@ fn main() -> ExitCode {
         Task::Setup(arguments) => setup::run(&workspace, &arguments).map(|()| ExitCode::SUCCESS),
         Task::Test(arguments) => Ok(test::run(&workspace, &arguments)),
         Task::Tidy(arguments) => tidy::run(&workspace, &arguments),
-        Task::Demo(passed) => later::program(&workspace, "demo", &passed, true),
+        Task::Demo(passed) => later::program(&workspace, later::DEMO, &passed),
         Task::Bench(passed) => later::bench(&workspace, &passed),
-        Task::Fuzz(passed) => later::program(&workspace, "fuzz", &passed, false),
+        Task::Fuzz(passed) => later::program(&workspace, later::FUZZ, &passed),
         Task::Cross(passed) => later::cross(&workspace, &passed),
-        Task::Torture(passed) => later::program(&workspace, "torture", &passed, false),
-        Task::Soak(passed) => later::program(&workspace, "soak", &passed, false),
+        Task::Torture(passed) => later::program(&workspace, later::TORTURE, &passed),
+        Task::Soak(passed) => later::program(&workspace, later::SOAK, &passed),
     });
     match outcome {
         Ok(code) => code,
