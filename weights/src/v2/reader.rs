@@ -133,6 +133,8 @@ impl V2File {
         if (opened.rows.len() + opened.attachments.len()) as i64 != rows {
             return Err(malformed(format!("the footer promises {rows} rows")));
         }
+        // Each page that parsing touched brought its cached neighbours along; none of them is needed yet.
+        opened.storage.release(0..opened.storage.bytes().len());
         Ok(opened)
     }
 

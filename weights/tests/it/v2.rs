@@ -113,7 +113,7 @@ fn tensors_alias_the_mapping_and_opening_does_not_read_them() {
         let range = raw.as_ptr_range();
         assert!(mapping.start <= range.start && range.end <= mapping.end, "{} was copied", tensor.name);
     }
-    // The kernel may map whole blocks of cached pages around a touched one, so only the private memory is bounded tightly.
+    // Other tests run beside this one and grow the process too, hence the slack.
     if let (Some(before), Some(after)) = (anonymous_before, resident_kib("RssAnon")) {
         assert!(after.saturating_sub(before) < 8 << 10, "{before} -> {after} KiB for {} KiB of weights", bytes >> 10);
     }
