@@ -14,8 +14,8 @@ use crate::nn::norm::Norm;
 use crate::nn::rope::Rope;
 use crate::runtime::{Precision, Runtime};
 
-/// Windows and their prefixes may be this long: SmolLM2's own limit is 8,192, which no canvas reaches.
-const POSITIONS_MAX: i64 = 4_096;
+/// Windows and their prefixes may be this long: the longest prompt and the longest canvas together fit.
+const POSITIONS_MAX: i64 = 8_192;
 
 /// The group length of SmolLM2's own 4-bit weights.
 const INT4: Spec = Spec::int4(32);

@@ -1,4 +1,9 @@
 //! What the engine does with real weights: modes agree where they must, parameters are checked, work can be stopped.
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "helpers of tests may fail loudly and say what they skip"
+)]
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -241,9 +246,9 @@ fn job(folder: &std::path::Path, steps_max: u32) -> TrainJob {
     TrainJob {
         adapter: AdapterId::generate(Timestamp::from_millis(1)),
         level: AdapterLevel::Lora,
-        train: texts("Qworl the zibbet grumpled under the vantish moon and Qworl sang.", 6),
+        train: texts("Qworl the zibbet grumpled under the vantish moon and Qworl sang.", 3),
         held_out: texts("Qworl the zibbet grumpled again under the vantish moon.", 2),
-        replay: texts("The weather was mild and the streets were empty.", 3),
+        replay: texts("The weather was mild and the streets were empty.", 1),
         guard: texts("Water boils at one hundred degrees.", 2),
         placebo: Vec::new(),
         steps_max,

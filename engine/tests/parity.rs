@@ -1,4 +1,9 @@
 //! The networks compute what `transformers` computes with the same weights. See `golden/make_golden.py`.
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "helpers of tests may fail loudly and say what they skip"
+)]
 
 use std::path::PathBuf;
 

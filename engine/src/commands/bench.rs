@@ -66,7 +66,10 @@ pub(crate) fn run(arguments: &Arguments, assets: Assets, runtime: Runtime) -> Re
         block: 128,
         ..GenerateRequest::continuation(text, 128)
     };
-    let ms = median(5, || Ok(drop(engine.generate(&request, &mut |_| {}, &CancelToken::default())?)))?;
+    let ms = median(5, || {
+        engine.generate(&request, &mut |_| {}, &CancelToken::default())?;
+        Ok(())
+    })?;
     println!("{:<44} {:>10.1} ms", "4 steps on a canvas of 128 tokens", ms);
     println!("{:<44} {:>10.1} MiB", "resident with both", resident_mib());
     Ok(())

@@ -13,6 +13,10 @@ use mneme_engine::train::judge;
 
 /// Block sizes that are measured; at 1 the bound is the autoregressive loss itself.
 const BLOCKS: [usize; 5] = [1, 2, 4, 8, 16];
+/// Windows of one batch.
+const BATCH_WINDOWS: usize = 4;
+/// Block size that residuals are collected at, the default of continuations.
+const RESIDUAL_BLOCK: usize = 8;
 /// Bins of the residual table.
 const RESIDUAL_BINS: usize = 8;
 /// Two-sided 95% of a normal distribution.
@@ -75,24 +79,29 @@ pub(crate) fn run(arguments: &Arguments, assets: Assets, runtime: Runtime) -> Re
         causal_tokens += judged.losses.len() as f64;
     }
     print_row("ar", &causal);
+    let draws = arguments.draws.max(1);
     let mut residuals = ResidualTableBuilder::new(RESIDUAL_BINS)?;
     for block in BLOCKS {
-        let mut means = Vec::new();
-        for (number, window) in windows.iter().enumerate() {
-            let mut sum = 0.0;
-            for draw in 0..arguments.draws.max(1) {
+        let mut means = vec![0.0; windows.len()];
+        // Windows of one batch get evenly spread mask rates, which halves the interval.
+        for (number, group) in windows.chunks(BATCH_WINDOWS).enumerate() {
+            for draw in 0..draws {
                 // The same masks for every model that is measured with this seed.
                 let mut rng = seeded(arguments.seed ^ (number as u64) << 20 ^ draw << 8 ^ block as u64);
                 let backbone = generator.backbone();
-                let batch = Batch::pack(&[window], backbone.config.mask_token, Noise::Blocks(&[block]), &mut rng);
+                let texts: Vec<&[i64]> = group.iter().map(Vec::as_slice).collect();
+                let batch = Batch::pack(&texts, backbone.config.mask_token, Noise::Blocks(&[block]), &mut rng);
                 let losses = judge::masked(&backbone, &adapters, &batch)?;
-                sum += losses.iter().map(|(weight, loss)| f64::from(*weight) * f64::from(*loss)).sum::<f64>();
-                let rate = batch.masked.len() as f32 / (window.len() - 1) as f32;
-                if block == 8 {
-                    losses.iter().for_each(|(_, loss)| residuals.add(rate, 1.0 - (-loss).exp()));
+                for (target, loss) in batch.masked.iter().zip(losses) {
+                    let tokens = (texts[target.text].len() - 1) as f64;
+                    means[number * BATCH_WINDOWS + target.text] +=
+                        f64::from(target.weight) * f64::from(loss) / tokens / draws as f64;
+                    if block == RESIDUAL_BLOCK {
+                        let masked = batch.masked.iter().filter(|other| other.text == target.text).count();
+                        residuals.add(masked as f32 / tokens as f32, 1.0 - (-loss).exp());
+                    }
                 }
             }
-            means.push(sum / arguments.draws.max(1) as f64 / (window.len() - 1) as f64);
         }
         print_row(&format!("block {block}"), &means);
     }

@@ -133,14 +133,11 @@ impl Bert {
         let words = self.words.f_index_select(0, &ids)?.f_view([count, length, self.hidden])?;
         let x = words.f_add(&self.places.f_narrow(0, 0, length)?)?.f_view([count * length, self.hidden])?;
         let mut x = self.norm.forward(&x, Kind::Float)?;
-        let hide = match full {
-            true => None,
-            false => Some(
-                Tensor::f_from_slice(&hide)?
-                    .f_view([count, 1, 1, length])?
-                    .f_to_device(self.device)?
-                    .f_to_kind(self.kind)?,
-            ),
+        let hide = if full {
+            None
+        } else {
+            let shape = [count, 1, 1, length];
+            Some(Tensor::f_from_slice(&hide)?.f_view(shape)?.f_to_device(self.device)?.f_to_kind(self.kind)?)
         };
         for block in &self.blocks {
             x = self.block(block, &x, hide.as_ref(), count, length)?;

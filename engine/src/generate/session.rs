@@ -83,7 +83,7 @@ impl Session<'_> {
     pub fn require_space(&self, row: &mut [f32]) {
         for (token, logit) in row.iter_mut().enumerate() {
             let bytes = self.generator.tokenizer.token_bytes(token as u32);
-            if !bytes.is_some_and(|bytes| bytes.first() == Some(&b' ')) {
+            if bytes.is_none_or(|bytes| bytes.first() != Some(&b' ')) {
                 *logit = f32::NEG_INFINITY;
             }
         }

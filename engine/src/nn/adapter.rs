@@ -69,7 +69,7 @@ impl LowRank {
     pub fn new(a: Tensor, b: Vec<Tensor>) -> Result<Self> {
         let rank = b.first().and_then(|b| b.size().get(1).copied()).unwrap_or(0);
         let stacked = a.size().first().copied().unwrap_or(0);
-        if rank < 1 || rank > RANK_MAX || stacked != rank * b.len() as i64 {
+        if !(1..=RANK_MAX).contains(&rank) || stacked != rank * b.len() as i64 {
             return Err(ModelError::load("adapter", format!("rank {rank} does not fit {stacked} stacked rows")));
         }
         Ok(Self { a, b, rank })

@@ -119,7 +119,7 @@ impl Conditioner {
     /// # Shapes
     /// `x: [length, hidden] f32`, `memories: [memories, hidden] f32` -> `[length, hidden] f32`.
     pub(crate) fn mix(&self, block: usize, x: &Tensor, memories: &Tensor) -> Result<Tensor> {
-        let Some(cross) = self.blocks.get(block / EVERY).filter(|_| block % EVERY == 0) else {
+        let Some(cross) = self.blocks.get(block / EVERY).filter(|_| block.is_multiple_of(EVERY)) else {
             return Ok(x.shallow_clone());
         };
         let hidden = x.size().get(1).copied().unwrap_or(0);

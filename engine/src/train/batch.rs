@@ -52,6 +52,16 @@ pub enum Noise<'a> {
     Blocks(&'a [usize]),
 }
 
+/// How one text is masked, and where its two copies begin in the window.
+#[derive(Debug, Clone, Copy)]
+struct Noising {
+    block: usize,
+    mask: i64,
+    time: f64,
+    noisy_row: usize,
+    clean_row: usize,
+}
+
 impl Batch {
     /// Packs texts, each of which starts with the document token. `mask` is the mask token.
     pub fn pack(texts: &[&[i64]], mask: i64, noise: Noise<'_>, rng: &mut ChaCha8Rng) -> Self {
@@ -68,7 +78,8 @@ impl Batch {
             };
             if clean_start > 0 {
                 let time = ((offset + number as f64 / texts.len() as f64) % 1.0).max(TIME_MIN);
-                batch.add_noisy(number, text, block, mask, time, (start, clean_start + start), rng);
+                let noising = Noising { block, mask, time, noisy_row: start, clean_row: clean_start + start };
+                batch.add_noisy(number, text, noising, rng);
             }
             start += text.len();
         }
@@ -92,17 +103,9 @@ impl Batch {
         self.roles.push(TrainRole { text: text as u32, block: block as u32, place: place as u32, noisy });
     }
 
-    /// Adds the noisy copy of a text. `starts` are the rows where its noisy and its clean copy begin.
-    fn add_noisy(
-        &mut self,
-        number: usize,
-        text: &[i64],
-        block: usize,
-        mask: i64,
-        time: f64,
-        starts: (usize, usize),
-        rng: &mut ChaCha8Rng,
-    ) {
+    /// Adds the noisy copy of a text.
+    fn add_noisy(&mut self, number: usize, text: &[i64], noising: Noising, rng: &mut ChaCha8Rng) {
+        let Noising { block, mask, time, noisy_row, clean_row } = noising;
         let weight = DiscreteSchedule::default().loss_weight_clipped(time, LOSS_WEIGHT_MAX) as f32;
         let rate = DiscreteSchedule::default().mask_rate(time);
         for (place, token) in text.iter().enumerate() {
@@ -111,8 +114,8 @@ impl Batch {
             let is_masked = place > 0 && uniform(rng) < rate;
             self.push(number, if is_masked { mask } else { *token }, place, own_block, true);
             if is_masked {
-                let is_first = (place - 1) % block == 0;
-                let row = if is_first { starts.1 } else { starts.0 } + place - 1;
+                let is_first = (place - 1).is_multiple_of(block);
+                let row = if is_first { clean_row } else { noisy_row } + place - 1;
                 self.masked.push(Target { row, token: *token, weight, text: number });
             }
         }

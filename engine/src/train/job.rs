@@ -278,10 +278,12 @@ impl Work<'_> {
             seeded(self.job.seed ^ salt(phase) ^ (u64::from(learner.step) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut texts: Vec<&[i64]> = Vec::new();
         let mut tokens = 0;
+        // A batch holds no more than the text there is: repeats inside one step only cost time.
+        let budget = pieces.iter().map(Vec::len).sum::<usize>().min(BATCH_TOKENS);
         loop {
             let from = if !replay.is_empty() && uniform(&mut rng) < REPLAY_SHARE { replay } else { pieces };
             let text = &from[below(&mut rng, from.len())];
-            if !texts.is_empty() && tokens + text.len() > BATCH_TOKENS {
+            if !texts.is_empty() && tokens + text.len() > budget {
                 break;
             }
             tokens += text.len();

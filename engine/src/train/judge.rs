@@ -72,14 +72,13 @@ pub fn judge(backbone: &Backbone, adapters: &[&Adapter], case: &Case) -> Result<
     Ok(judged)
 }
 
-/// Weight and loss of every masked target of a batch (nats): weighted and summed they are the diffusion bound.
-pub fn masked(backbone: &Backbone, adapters: &[&Adapter], batch: &Batch) -> Result<Vec<(f32, f32)>> {
+/// The loss of every masked target of a batch (nats): times their weights and summed they are the diffusion bound.
+pub fn masked(backbone: &Backbone, adapters: &[&Adapter], batch: &Batch) -> Result<Vec<f32>> {
     let _guard = tch::no_grad_guard();
     let hidden = hidden(backbone, adapters, batch)?;
     let mut all = Vec::with_capacity(batch.masked.len());
     for chunk in batch.masked.chunks(LOGIT_ROWS) {
-        let of_chunk = rows_of(&losses(&target_logits(backbone, &hidden, chunk)?, chunk)?)?;
-        all.extend(chunk.iter().map(|target| target.weight).zip(of_chunk));
+        all.extend(rows_of(&losses(&target_logits(backbone, &hidden, chunk)?, chunk)?)?);
     }
     Ok(all)
 }

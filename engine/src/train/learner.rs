@@ -145,15 +145,15 @@ fn rate(step: u32, total: u32) -> f64 {
 fn loss(backbone: &Backbone, adapters: &[&Adapter], batch: &Batch, objective: Objective) -> Result<Tensor> {
     let hidden = hidden(backbone, adapters, batch)?;
     let mut parts = Vec::new();
+    // Weights of the bound sum to the number of tokens in expectation, so that both means are over all tokens.
+    let count = batch.causal.len().max(1) as f64;
     for (targets, factor) in [(&batch.causal, objective.causal), (&batch.masked, objective.masked)] {
         if factor > 0.0 && !targets.is_empty() {
-            // Weights of the bound sum to the number of tokens in expectation, so that its mean is over all of them.
-            let count = if std::ptr::eq(targets, &batch.masked) { batch.causal.len() } else { targets.len() };
             for chunk in targets.chunks(LOGIT_ROWS) {
                 let losses = losses(&target_logits(backbone, &hidden, chunk)?, chunk)?;
                 let weights: Vec<f32> = chunk.iter().map(|target| target.weight).collect();
                 let weights = Tensor::f_from_slice(&weights)?.f_to_device(losses.device())?;
-                parts.push(losses.f_mul(&weights)?.f_sum(Kind::Float)?.f_mul_scalar(factor / count.max(1) as f64)?);
+                parts.push(losses.f_mul(&weights)?.f_sum(Kind::Float)?.f_mul_scalar(factor / count)?);
             }
         }
     }
