@@ -4,6 +4,8 @@
 //! `TOKENIZER` a `tokenizer.json` or a GGUF file. `... -- serve` reads `load CORPUS TOKENIZER`, `run batch`, `run one` (whole
 //! corpus as one text) and `ids FILE` from standard input, so that `bench/peers/tokenizer.py` alternates calls in one run.
 
+#![expect(clippy::print_stdout, reason = "a bench prints its figures")]
+
 use std::io::{self, BufRead, Write};
 use std::path::Path;
 use std::time::Instant;
