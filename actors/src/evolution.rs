@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use mneme_base::{AdapterId, Clock, Embedding, MemoryId, Timestamp, TrustTier};
 use mneme_engine_api::{
-    AdapterUse, CancelToken, Engine, EngineError, ScoreItem, ScoreOutcome, TrainEvent, TrainJob, TrainOutcome,
-    TrainText,
+    AdapterLevel, AdapterUse, CancelToken, Engine, EngineError, ScoreItem, ScoreOutcome, TrainEvent, TrainJob,
+    TrainOutcome, TrainText,
 };
 use mneme_evolution::data::{Authorship, Signature};
 use mneme_evolution::machine::{Action, Checkpoint, Command, Event, Evolution, JobSpec, LogRow, Notice, Stage, Status};
@@ -152,6 +152,8 @@ pub(crate) struct Arguments {
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) policy: Policy,
+    /// Levels of change that may be proposed.
+    pub(crate) levels: Vec<AdapterLevel>,
     pub(crate) enabled: bool,
     pub(crate) pause_on_battery: bool,
     /// Where adapters and job folders lie.
@@ -440,7 +442,9 @@ impl State {
         let info = self.arguments.engine.info();
         if !info.trains.is_empty() && self.engine_seen != Some(info.base_hash) {
             self.engine_seen = Some(info.base_hash);
-            let event = Event::Engine { base_hash: info.base_hash, trains: info.trains };
+            let allowed = |level: &AdapterLevel| self.arguments.levels.contains(level);
+            let trains = info.trains.into_iter().filter(allowed).collect();
+            let event = Event::Engine { base_hash: info.base_hash, trains };
             self.happened(myself, event).await?;
         }
         Ok(())

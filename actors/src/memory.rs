@@ -18,22 +18,18 @@ use mneme_memory::{
     OperationResult, Recall, RecallQuery, Scan, StoreError, StoreStats,
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{Semaphore, broadcast, oneshot};
 use tokio::time::Instant;
 
 use crate::call::{ActorError, ActorStatus, Request, Slot};
 use crate::supervisor::FatalSender;
 
-/// Requests at once; more are told that the memory is busy.
-pub(crate) const CALLS_MAX: usize = 4_096;
+/// The unit in which waiting text is counted (bytes): a semaphore counts no further than 32 bits.
+const BYTES_UNIT: u64 = 1 << 10;
 /// Queries that wait for their vector; more are answered from text at once.
 const QUERY_EMBEDDINGS_MAX: usize = 64;
-/// Memories embedded in one go: twice as many texts, for each has two views.
-const EMBED_MEMORIES_MAX: usize = 32;
 /// How long the embedder waits after the engine failed, and between looks for work nobody told it of.
 const EMBED_RETRY: Duration = Duration::from_secs(5);
-/// How long one batch of embeddings may take: a cold engine loads its models in it.
-const EMBED_TIMEOUT: Duration = Duration::from_mins(2);
 /// Candidates that the generator judges in a rerank.
 const RERANK_CANDIDATES_MAX: usize = 30;
 
@@ -83,11 +79,19 @@ pub struct MemoryHandle {
     /// Counts and sizes are cheap and must answer even while the actor is busy.
     store: Arc<dyn MemoryStore>,
     pub(crate) changes: broadcast::Sender<Change>,
+    /// Text that may still wait for the journal, in [`BYTES_UNIT`].
+    bytes: Arc<Semaphore>,
 }
 
 impl MemoryHandle {
-    pub(crate) fn new(store: Arc<dyn MemoryStore>) -> Self {
-        Self { slot: Slot::new("memory", CALLS_MAX), store, changes: broadcast::channel(CHANGES_MAX).0 }
+    pub(crate) fn new(store: Arc<dyn MemoryStore>, calls_max: usize, bytes_max: u64) -> Self {
+        let units = (bytes_max / BYTES_UNIT).clamp(1, u64::from(u32::MAX >> 4)) as usize;
+        Self {
+            slot: Slot::new("memory", calls_max),
+            store,
+            changes: broadcast::channel(CHANGES_MAX).0,
+            bytes: Arc::new(Semaphore::new(units)),
+        }
     }
 
     /// Listens to changes from now on.
@@ -107,6 +111,11 @@ impl MemoryHandle {
         operations: Vec<Operation>,
         deadline: Instant,
     ) -> Result<Vec<OperationOutcome>, ActorError> {
+        let bytes: u64 = operations.iter().map(text_bytes).sum();
+        let units = (bytes / BYTES_UNIT + 1).min(u64::from(u32::MAX)) as u32;
+        let busy = |_| ActorError::Busy { actor: "memory", retry_after_ms: 50 };
+        // Held until the answer: what waits for the journal is bounded in bytes as well as in number.
+        let _held = self.bytes.try_acquire_many(units).map_err(busy)?;
         self.slot.call(operations, deadline, Message::Apply).await
     }
 
@@ -198,6 +207,13 @@ impl MemoryHandle {
     }
 }
 
+fn text_bytes(operation: &Operation) -> u64 {
+    match &operation.kind {
+        OperationKind::Remember(memory) | OperationKind::Supersede { by: memory, .. } => memory.text.len() as u64,
+        _ => 0,
+    }
+}
+
 /// Work on the store that only reads.
 pub(crate) type Job = Box<dyn FnOnce(&dyn MemoryStore) + Send>;
 
@@ -226,6 +242,12 @@ pub(crate) struct Arguments {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) fatal: FatalSender,
     pub(crate) changes: broadcast::Sender<Change>,
+    /// Changes that wait for the writer.
+    pub(crate) queue_max: usize,
+    /// How long one batch of embeddings may take: a cold engine loads its models in it.
+    pub(crate) embed_timeout: Duration,
+    /// Memories embedded in one go: twice as many texts, for each has two views.
+    pub(crate) embed_batch_max: usize,
     /// How long the first write of a group waits for others.
     pub(crate) group_wait: Duration,
     /// Operations in one group.
@@ -286,13 +308,13 @@ impl Actor for MemoryActor {
 
     async fn pre_start(&self, _: ActorRef<Message>, arguments: Arguments) -> Result<State, ActorProcessingErr> {
         let for_writer = arguments.clone();
-        let writer = Worker::start("memory-writer", CALLS_MAX, move |jobs| run_writer(&for_writer, jobs))?;
+        let writer = Worker::start("memory-writer", arguments.queue_max, move |jobs| run_writer(&for_writer, jobs))?;
         let for_embedder = arguments.clone();
         // One wake-up is as good as many.
         let embedder = Worker::start("memory-embedder", 1, move |wake| run_embedder(&for_embedder, wake))?;
-        let engine = Arc::clone(&arguments.engine);
+        let for_queries = arguments.clone();
         let queries =
-            Worker::start("memory-queries", QUERY_EMBEDDINGS_MAX, move |jobs| run_queries(engine.as_ref(), jobs))?;
+            Worker::start("memory-queries", QUERY_EMBEDDINGS_MAX, move |jobs| run_queries(&for_queries, jobs))?;
         // Vectors may be missing since the last run.
         let _ = embedder.try_send(());
         Ok(State { arguments, writer, embedder, queries })
@@ -546,7 +568,7 @@ fn run_embedder(arguments: &Arguments, wake: &Receiver<()>) {
             Err(RecvTimeoutError::Disconnected) => return,
         }
         // A full batch means that more is waiting.
-        while embed_batch(arguments) == EMBED_MEMORIES_MAX {
+        while embed_batch(arguments) == arguments.embed_batch_max {
             if matches!(wake.try_recv(), Err(std::sync::mpsc::TryRecvError::Disconnected)) {
                 return;
             }
@@ -556,7 +578,7 @@ fn run_embedder(arguments: &Arguments, wake: &Receiver<()>) {
 
 /// Embeds one batch of memories; returns how many got their vectors.
 fn embed_batch(arguments: &Arguments) -> usize {
-    let pending = match arguments.store.pending_embeddings(EMBED_MEMORIES_MAX) {
+    let pending = match arguments.store.pending_embeddings(arguments.embed_batch_max) {
         Ok(pending) if pending.is_empty() => return 0,
         Ok(pending) => pending,
         Err(error) => {
@@ -567,7 +589,11 @@ fn embed_batch(arguments: &Arguments) -> usize {
     let texts: Vec<String> = pending.iter().flat_map(|memory| memory.texts.iter().cloned()).collect();
     let mut vectors = Vec::with_capacity(texts.len());
     for chunk in texts.chunks(EMBED_TEXTS_MAX) {
-        match arguments.engine.embed(chunk, EmbedPurpose::Document, &CancelToken::with_deadline(EMBED_TIMEOUT)) {
+        match arguments.engine.embed(
+            chunk,
+            EmbedPurpose::Document,
+            &CancelToken::with_deadline(arguments.embed_timeout),
+        ) {
             Ok(more) => vectors.extend(more),
             Err(error) => {
                 tracing::debug!(%error, "vectors are filled in later");
@@ -598,7 +624,7 @@ fn store_vectors(
 }
 
 /// Embeds questions, those that wait together in one batch. A question that cannot be embedded gets no reply.
-fn run_queries(engine: &dyn Engine, jobs: &Receiver<QueryJob>) {
+fn run_queries(arguments: &Arguments, jobs: &Receiver<QueryJob>) {
     while let Ok(first) = jobs.recv() {
         let mut batch = vec![first];
         batch.extend(jobs.try_iter().take(QUERY_EMBEDDINGS_MAX - 1));
@@ -607,7 +633,8 @@ fn run_queries(engine: &dyn Engine, jobs: &Receiver<QueryJob>) {
             continue;
         }
         let texts: Vec<String> = batch.iter().map(|job| job.text.clone()).collect();
-        match engine.embed(&texts, EmbedPurpose::Query, &CancelToken::with_deadline(EMBED_TIMEOUT)) {
+        let within = CancelToken::with_deadline(arguments.embed_timeout);
+        match arguments.engine.embed(&texts, EmbedPurpose::Query, &within) {
             Ok(vectors) => batch.into_iter().zip(vectors).for_each(|(job, vector)| {
                 let _ = job.reply.send(vector);
             }),

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mneme_base::Clock;
-use mneme_engine_api::Engine;
+use mneme_engine_api::{AdapterLevel, Engine};
 use mneme_evolution::policy::Policy;
 use mneme_memory::MemoryStore;
 use ractor::{Actor, ActorRef, Message as RactorMessage};
@@ -33,6 +33,16 @@ pub struct SystemOptions {
     pub engine: Arc<dyn Engine>,
     /// Where the present comes from.
     pub clock: Arc<dyn Clock>,
+    /// Changes that wait for the journal; more are told that the memory is busy.
+    pub pending_operations_max: usize,
+    /// Bytes of text that wait for the journal; more are told that the memory is busy.
+    pub pending_bytes_max: u64,
+    /// How long one batch of embeddings may take.
+    pub embed_timeout: Duration,
+    /// Memories embedded in one batch.
+    pub embed_batch_max: usize,
+    /// Levels of change that the loop may propose.
+    pub levels: Vec<AdapterLevel>,
     /// How long the first write of a group waits for others.
     pub group_commit_wait: Duration,
     /// Operations in one group commit.
@@ -82,7 +92,8 @@ impl System {
     /// Starts all actors; returns when each has read its state.
     pub async fn start(options: SystemOptions) -> Result<Self, StartError> {
         let (fatal_sender, fatal) = FatalSender::new();
-        let memory = MemoryHandle::new(Arc::clone(&options.store));
+        let memory =
+            MemoryHandle::new(Arc::clone(&options.store), options.pending_operations_max, options.pending_bytes_max);
         let evolution = EvolutionHandle::new(memory.clone());
         let uncertainty = UncertaintyHandle::new();
         let generator = GeneratorHandle::new();
@@ -96,6 +107,9 @@ impl System {
                     clock: Arc::clone(&options.clock),
                     fatal: fatal_sender.clone(),
                     changes: memory.changes.clone(),
+                    queue_max: options.pending_operations_max,
+                    embed_timeout: options.embed_timeout,
+                    embed_batch_max: options.embed_batch_max,
                     group_wait: options.group_commit_wait,
                     group_max: options.group_commit_operations_max,
                 }
@@ -106,6 +120,7 @@ impl System {
                     engine: Arc::clone(&options.engine),
                     clock: Arc::clone(&options.clock),
                     policy: options.policy.clone(),
+                    levels: options.levels,
                     enabled: options.evolution_enabled,
                     pause_on_battery: options.pause_on_battery,
                     folder: options.adapters_dir,
@@ -227,6 +242,11 @@ mod tests {
             store: Arc::new(InMemoryStore::new(DurableOptions::default())),
             engine,
             clock: Arc::new(ManualClock::new(NOW)),
+            pending_operations_max: 4_096,
+            pending_bytes_max: 1 << 20,
+            embed_timeout: Duration::from_secs(20),
+            embed_batch_max: 32,
+            levels: vec![AdapterLevel::Lora],
             group_commit_wait: Duration::ZERO,
             group_commit_operations_max: 64,
             policy: Policy::default(),
@@ -387,6 +407,11 @@ mod tests {
             store: Arc::new(Broken),
             engine: Arc::new(FakeEngine::default()),
             clock: Arc::new(ManualClock::new(NOW)),
+            pending_operations_max: 4_096,
+            pending_bytes_max: 1 << 20,
+            embed_timeout: Duration::from_secs(20),
+            embed_batch_max: 32,
+            levels: vec![AdapterLevel::Lora],
             group_commit_wait: Duration::ZERO,
             group_commit_operations_max: 64,
             policy: Policy::default(),

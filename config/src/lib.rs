@@ -31,7 +31,7 @@ pub use load::{SOCKET_PATH_BYTES_MAX, SourceFile, Sources};
 pub use reload::{Reloader, Update};
 pub use schema::{
     Change, Config, EngineProgram, EngineSettings, EvolutionSettings, GenerationSettings, HousekeepingSettings,
-    KeyInfo, Level, LogFormat, LogSettings, MemorySettings, MetricsSettings, Mode, PathSettings, Reload,
-    ServerSettings, StateEngine, WatchSettings, reference, settings,
+    KeyInfo, Level, LogFormat, LogSettings, MemorySettings, MetricsSettings, PathSettings, Reload, ServerSettings,
+    StateEngine, WatchSettings, reference, settings,
 };
 pub use value::ByteSize;

@@ -6,7 +6,7 @@ use crate::error::{ConfigError, Fault};
 use crate::load::{RawConfig, Sources};
 pub use crate::sections::{
     EngineProgram, EngineSettings, EvolutionSettings, GenerationSettings, HousekeepingSettings, Level, LogFormat,
-    LogSettings, MemorySettings, MetricsSettings, Mode, PathSettings, ServerSettings, StateEngine, WatchSettings,
+    LogSettings, MemorySettings, MetricsSettings, PathSettings, ServerSettings, StateEngine, WatchSettings,
 };
 use crate::value::TextForm;
 
@@ -216,12 +216,6 @@ impl Config {
             "generation.block_tokens",
             self.generation.block_tokens.to_string(),
             format!("allowed: at most generation.tokens_max ({})", self.generation.tokens_max),
-        );
-        refuse(
-            self.memory.text_bytes_max < self.server.frame_bytes_max,
-            "memory.text_bytes_max",
-            self.memory.text_bytes_max.to_string(),
-            format!("allowed: less than server.frame_bytes_max ({})", self.server.frame_bytes_max),
         );
         refuse(
             self.memory.pending_bytes_max >= self.server.frame_bytes_max,

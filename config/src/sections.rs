@@ -24,18 +24,6 @@ choice! {
 }
 
 choice! {
-    /// How text is generated.
-    Mode {
-        /// Token by token, left to right.
-        Ar = "ar",
-        /// Masked diffusion.
-        Diffusion = "diffusion",
-        /// Diffusion drafts, the causal mode of the same network verifies.
-        Auto = "auto",
-    }
-}
-
-choice! {
     /// The highest level of change that the evolution loop may propose.
     Level {
         /// Mix stored adapters; nothing is trained.
@@ -140,7 +128,7 @@ section! {
     /// The socket and what each client may ask of it.
     ServerSettings = "server" {
         /// Connections open at the same time; one more is answered busy and closed.
-        connections_max: u32 = 1_100, number(1, 65_536), Live;
+        connections_max: u32 = 1_100, number(1, 65_536), Restart;
         /// Frames larger than this are refused before memory is allocated for them.
         frame_bytes_max: ByteSize = ByteSize::mib(4), size(ByteSize::kib(4), ByteSize::mib(64)), Restart;
         /// Deadline of a request that names none.
@@ -165,24 +153,22 @@ section! {
     MemorySettings = "memory" {
         /// Which library keeps the journal: redb and sled are compared in the documentation; memory keeps nothing.
         engine: StateEngine = StateEngine::Redb, Bound::<StateEngine>::choice(), Restart;
-        /// How long the journal waits for more writes to share one sync with. Zero syncs at once.
-        group_commit_wait: Duration = Duration::from_millis(2), time(Duration::ZERO, SECOND), Live;
+        /// How long a sync waits for further writes once two have come together. Zero never waits.
+        group_commit_wait: Duration = Duration::from_millis(2), time(Duration::ZERO, SECOND), Restart;
         /// Writes that share one sync at most.
-        group_commit_operations_max: u32 = 256, number(1, 65_536), Live;
+        group_commit_operations_max: u32 = 256, number(1, 65_536), Restart;
         /// Writes that wait for the journal; one more is answered busy.
         pending_operations_max: u32 = 4_096, number(1, 1_048_576), Restart;
         /// Bytes of text that wait for the journal; more is answered busy.
         pending_bytes_max: ByteSize = ByteSize::mib(64), size(ByteSize::mib(1), ByteSize::gib(16)), Restart;
-        /// The longest text of one memory; a longer one is refused with advice to split it.
-        text_bytes_max: ByteSize = ByteSize::kib(256), size(ByteSize::kib(1), ByteSize::mib(16)), Live;
         /// With less free disk than this the store turns read-only until space is free again.
-        disk_watermark: ByteSize = ByteSize::mib(256), size(ByteSize::new(0), ByteSize::gib(1_024)), Live;
+        disk_watermark: ByteSize = ByteSize::mib(256), size(ByteSize::new(0), ByteSize::gib(1_024)), Restart;
         /// Threads that search the index; 0 uses half of the processors.
         index_threads: u32 = 0, number(0, 256), Restart;
         /// Memories that one source may write in an hour; 0 sets no quota.
-        source_quota_per_hour: u32 = 20_000, number(0, 100_000_000), Live;
+        source_quota_per_hour: u32 = 20_000, number(0, 100_000_000), Restart;
         /// How long the result of an operation is kept, so that a repeated operation id gets the stored answer.
-        ledger_keep: Duration = 7 * DAY, time(HOUR, 365 * DAY), Live;
+        ledger_keep: Duration = 7 * DAY, time(HOUR, 365 * DAY), Restart;
     }
 }
 
@@ -193,47 +179,39 @@ section! {
         /// model, "none" starts nothing, an absolute path names a program.
         program: EngineProgram = EngineProgram::Auto, Bound::rule(ENGINE_PROGRAM_WORDS, |_| true), Restart;
         /// From the start of the child to its first answer.
-        start_timeout: Duration = 60 * SECOND, time(SECOND, 30 * MINUTE), Live;
-        /// A child that does not answer a ping for this long is killed and started anew.
-        ping_timeout: Duration = 10 * SECOND, time(SECOND, 10 * MINUTE), Live;
+        start_timeout: Duration = 60 * SECOND, time(SECOND, 30 * MINUTE), Restart;
         /// One batch of embeddings.
-        embed_timeout: Duration = 30 * SECOND, time(Duration::from_millis(100), 10 * MINUTE), Live;
+        embed_timeout: Duration = 30 * SECOND, time(Duration::from_millis(100), 10 * MINUTE), Restart;
         /// One generation.
-        generate_timeout: Duration = 5 * MINUTE, time(SECOND, 2 * HOUR), Live;
+        generate_timeout: Duration = 5 * MINUTE, time(SECOND, 2 * HOUR), Restart;
         /// Restarts within restart_window; one more and the engine stays down until the window has passed.
-        restarts_max: u32 = 5, number(0, 1_000), Live;
+        restarts_max: u32 = 5, number(0, 1_000), Restart;
         /// The window that restarts_max counts in.
-        restart_window: Duration = 10 * MINUTE, time(SECOND, DAY), Live;
+        restart_window: Duration = 10 * MINUTE, time(SECOND, DAY), Restart;
         /// Pause before the first restart; it doubles with each further one.
-        backoff_min: Duration = Duration::from_millis(500), time(Duration::from_millis(10), HOUR), Live;
+        backoff_min: Duration = Duration::from_millis(500), time(Duration::from_millis(10), HOUR), Restart;
         /// The longest pause before a restart.
-        backoff_max: Duration = 30 * SECOND, time(Duration::from_millis(10), HOUR), Live;
+        backoff_max: Duration = 30 * SECOND, time(Duration::from_millis(10), HOUR), Restart;
         /// Threads of the engine; 0 uses every physical core.
         threads: u32 = 0, number(0, 512), Restart;
         /// A child whose resident memory grows beyond this is replaced between requests; 0 sets no limit.
-        rss_max: ByteSize = ByteSize::gib(4), size(ByteSize::new(0), ByteSize::gib(1_024)), Live;
+        rss_max: ByteSize = ByteSize::gib(4), size(ByteSize::new(0), ByteSize::gib(1_024)), Restart;
         /// An engine without a request for this long is stopped and its memory given back; "0s" keeps it.
-        idle_stop: Duration = 30 * MINUTE, time(Duration::ZERO, 7 * DAY), Live;
+        idle_stop: Duration = 30 * MINUTE, time(Duration::ZERO, 7 * DAY), Restart;
         /// Texts embedded in one batch at most.
-        embed_batch_max: u32 = 32, number(1, 1_024), Live;
+        embed_batch_max: u32 = 32, number(1, 1_024), Restart;
     }
 }
 
 section! {
     /// What a generation uses when the request does not say.
     GenerationSettings = "generation" {
-        /// "ar", "diffusion", or "auto": diffusion drafts and the causal mode of the same network verifies.
-        mode: Mode = Mode::Auto, Bound::<Mode>::choice(), Live;
         /// Denoising steps per canvas.
         steps: u32 = 16, number(1, 512), Live;
         /// Tokens that are denoised together.
         block_tokens: u32 = 4, number(1, 256), Live;
-        /// 0 always takes the likeliest token.
-        temperature: f64 = 0.7, real(0.0, 4.0), Live;
         /// The longest text that a request may ask for.
         tokens_max: u32 = 512, number(1, 8_192), Live;
-        /// Memories that condition one generation; 0 turns guidance off.
-        memories_max: u32 = 8, number(0, 64), Live;
     }
 }
 
@@ -241,28 +219,26 @@ section! {
     /// The loop that adapts the generator to its user.
     EvolutionSettings = "evolution" {
         /// Off: nothing is measured for training and nothing is trained; stored adapters are not used.
-        enabled: bool = true, any_bool(), Live;
+        enabled: bool = true, any_bool(), Restart;
         /// The highest level of change that may be proposed: L0 mixes stored adapters, L1 control branches, L2 low-rank
         /// adapters, L3 selected layers.
-        level_max: Level = Level::L2, Bound::<Level>::choice(), Live;
+        level_max: Level = Level::L2, Bound::<Level>::choice(), Restart;
         /// Processor minutes a day that training and validation may take; 0 trains nothing.
-        cpu_minutes_per_day: u32 = 60, number(0, 1_440), Live;
-        /// Verified texts of the user before the first training.
-        texts_min: u32 = 64, number(8, 1_000_000), Live;
+        cpu_minutes_per_day: u32 = 60, number(0, 1_440), Restart;
         /// Chance of ever raising a false alarm per context, by Ville's inequality.
-        alpha: f64 = 0.05, real(0.000_001, 0.5), Live;
+        alpha: f64 = 0.05, real(0.000_001, 0.5), Restart;
         /// The gain on held-out text that an adapter has to prove (bits per token).
-        epsilon_bits: f64 = 0.005, real(0.0, 1.0), Live;
+        epsilon_bits: f64 = 0.005, real(0.0, 1.0), Restart;
         /// What base text may lose at most (bits per token).
-        forgetting_bits_max: f64 = 0.08, real(0.0, 1.0), Live;
+        forgetting_bits_max: f64 = 0.08, real(0.0, 1.0), Restart;
         /// Share of base text that is replayed in training.
-        replay_share: f64 = 0.3, real(0.0, 0.9), Live;
+        replay_share: f64 = 0.3, real(0.0, 0.9), Restart;
         /// Processor minutes that one training job may take, its placebo and its judging included; longer learns more.
-        job_cpu_minutes_max: u32 = 10, number(1, 240), Live;
+        job_cpu_minutes_max: u32 = 10, number(1, 240), Restart;
         /// Nothing is trained while processors are busier than this (pressure stall information, 0 to 1; 1 trains always).
-        load_max: f64 = 0.5, real(0.0, 1.0), Live;
+        load_max: f64 = 0.5, real(0.0, 1.0), Restart;
         /// Nothing is trained while the machine runs on battery.
-        pause_on_battery: bool = true, any_bool(), Live;
+        pause_on_battery: bool = true, any_bool(), Restart;
     }
 }
 
@@ -270,13 +246,13 @@ section! {
     /// Watched folders.
     WatchSettings = "watch" {
         /// Watched folders are also compared by content this often, for file systems that report nothing.
-        poll: Duration = 30 * SECOND, time(SECOND, DAY), Live;
+        poll: Duration = 30 * SECOND, time(SECOND, DAY), Restart;
         /// A file is read once it has been quiet for this long.
-        settle: Duration = Duration::from_millis(300), time(Duration::from_millis(10), MINUTE), Live;
+        settle: Duration = Duration::from_millis(300), time(Duration::from_millis(10), MINUTE), Restart;
         /// Tokens per chunk; each chunk becomes one memory.
-        chunk_tokens: u32 = 256, number(32, 512), Live;
+        chunk_tokens: u32 = 256, number(32, 512), Restart;
         /// Tokens that neighbouring chunks share.
-        chunk_overlap_tokens: u32 = 32, number(0, 256), Live;
+        chunk_overlap_tokens: u32 = 32, number(0, 256), Restart;
         /// Files with other endings are passed over.
         extensions: Vec<String> = ["md", "markdown", "txt", "org", "rst"].map(str::to_owned).to_vec(),
             Bound::rule("1 to 64 endings of letters, digits, - and _, without the dot", |endings: &Vec<String>| {
@@ -284,11 +260,11 @@ section! {
                     (1..=16).contains(&ending.len())
                         && ending.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
                 })
-            }), Live;
+            }), Restart;
         /// Larger files are passed over, with a warning.
-        file_bytes_max: ByteSize = ByteSize::mib(4), size(ByteSize::kib(1), ByteSize::gib(1)), Live;
+        file_bytes_max: ByteSize = ByteSize::mib(4), size(ByteSize::kib(1), ByteSize::gib(1)), Restart;
         /// Files watched in all folders together.
-        files_max: u32 = 50_000, number(1, 10_000_000), Live;
+        files_max: u32 = 50_000, number(1, 10_000_000), Restart;
     }
 }
 
@@ -296,15 +272,9 @@ section! {
     /// Work that is done now and then.
     HousekeepingSettings = "housekeeping" {
         /// Index and store are compacted.
-        compact_interval: Duration = 10 * MINUTE, time(10 * SECOND, 7 * DAY), Live;
+        compact_interval: Duration = 10 * MINUTE, time(10 * SECOND, 7 * DAY), Restart;
         /// What was forgotten is removed from every file.
-        purge_interval: Duration = HOUR, time(10 * SECOND, DAY), Live;
-        /// Old ledger entries are dropped.
-        ledger_interval: Duration = HOUR, time(10 * SECOND, 7 * DAY), Live;
-        /// A verified backup is taken; "0s" takes none.
-        backup_interval: Duration = DAY, time(Duration::ZERO, 365 * DAY), Live;
-        /// Backups kept.
-        backups_keep: u32 = 3, number(1, 365), Live;
+        purge_interval: Duration = HOUR, time(10 * SECOND, DAY), Restart;
     }
 }
 
@@ -329,10 +299,6 @@ section! {
 section! {
     /// Counters and histograms, readable through admin.status.
     MetricsSettings = "metrics" {
-        /// Off: nothing is counted but what the daemon itself needs.
-        enabled: bool = true, any_bool(), Restart;
-        /// How often gauges such as resident memory and queue lengths are sampled.
-        sample_interval: Duration = 15 * SECOND, time(SECOND, HOUR), Live;
         /// A request that takes longer is logged with its parts.
         slow_request: Duration = 2 * SECOND, time(Duration::from_millis(1), 10 * MINUTE), Live;
     }

@@ -155,7 +155,7 @@ fn values_that_are_each_allowed_but_not_together_are_refused() {
         (vec!["engine.backoff_min=1m", "engine.backoff_max=1s"], "engine.backoff_min"),
         (vec!["watch.chunk_tokens=64", "watch.chunk_overlap_tokens=64"], "watch.chunk_overlap_tokens"),
         (vec!["generation.tokens_max=2", "generation.block_tokens=4"], "generation.block_tokens"),
-        (vec!["server.frame_bytes_max=4KiB"], "memory.text_bytes_max"),
+        (vec!["memory.pending_bytes_max=1MiB"], "memory.pending_bytes_max"),
     ] {
         let sources = flags.iter().fold(bare(), |sources, flag| sources.flag(*flag));
         assert!(refusal(&sources).contains(key), "{flags:?}");

@@ -8,7 +8,8 @@ use std::time::Duration;
 use mneme_actors::housekeeper::Intervals;
 use mneme_actors::{System, SystemOptions, WatcherOptions};
 use mneme_base::{BootId, Clock, SystemClock};
-use mneme_config::{Config, StateEngine};
+use mneme_config::{Config, Level, StateEngine};
+use mneme_engine_api::AdapterLevel;
 use mneme_evolution::policy::Policy;
 use mneme_ipc::{ErrorBody, ErrorKind};
 use mneme_memory::gate::Quotas;
@@ -94,6 +95,11 @@ pub async fn boot(config: Arc<Config>) -> Result<Daemon, BootError> {
     let socket = listen::open(&config.paths.socket())?;
     let store = open_store(Arc::clone(&config)).await?;
     let engine = crate::engine::choose(&config);
+    if let Some(process) = &engine.process {
+        let settings = &config.engine;
+        let look = crate::engine::look_after(Arc::clone(process), settings.idle_stop, settings.rss_max.bytes());
+        tokio::spawn(look);
+    }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let options = system_options(&config, store, &engine, Arc::clone(&clock));
     let system = System::start(options).await?;
@@ -150,6 +156,11 @@ fn system_options(
         store,
         engine: Arc::clone(&engine.engine),
         clock,
+        pending_operations_max: config.memory.pending_operations_max as usize,
+        pending_bytes_max: config.memory.pending_bytes_max.bytes(),
+        embed_timeout: config.engine.embed_timeout,
+        embed_batch_max: config.engine.embed_batch_max as usize,
+        levels: levels(config),
         group_commit_wait: config.memory.group_commit_wait,
         group_commit_operations_max: config.memory.group_commit_operations_max as usize,
         policy: policy(config),
@@ -189,6 +200,14 @@ fn policy(config: &Config) -> Policy {
     policy.gate.forgetting_max_bits = settings.forgetting_bits_max;
     policy.data.replay_fraction = settings.replay_share.clamp(0.2, 0.5);
     policy
+}
+
+/// The levels of change that the loop may propose.
+fn levels(config: &Config) -> Vec<AdapterLevel> {
+    use AdapterLevel::{Composition, ControlNet, Layers, Lora};
+    let all = [(Level::L0, Composition), (Level::L1, ControlNet), (Level::L2, Lora), (Level::L3, Layers)];
+    let most = all.iter().position(|(level, _)| *level == config.evolution.level_max).unwrap_or(0);
+    all[..=most].iter().map(|(_, level)| *level).collect()
 }
 
 /// The optimiser steps of a job that may take so long: a third of its time each for the adapter, its placebo and the judging.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mneme_config::{Config, EngineProgram};
 use mneme_engine_api::{AbsentEngine, Engine, EngineProcess, FakeEngine, ProcessOptions};
@@ -45,11 +46,42 @@ fn process(config: &Config, program: PathBuf) -> Chosen {
         start_timeout: settings.start_timeout,
         restarts_max: settings.restarts_max.max(1),
         restart_window: settings.restart_window,
+        backoff_min: settings.backoff_min,
+        backoff_max: settings.backoff_max,
         call_timeout: settings.generate_timeout,
         ..ProcessOptions::new(program)
     };
     let process = Arc::new(EngineProcess::new(options));
     Chosen { engine: Arc::clone(&process) as Arc<dyn Engine>, process: Some(process) }
+}
+
+/// How often an engine process is looked after.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Stops an engine that nobody has used for long, or that has grown too large, between calls. Never returns.
+pub async fn look_after(process: Arc<EngineProcess>, idle_stop: Duration, resident_max: u64) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let (Some(pid), Some(idle)) = (process.pid(), process.idle_for()) else {
+            continue;
+        };
+        let resident = resident_of(pid);
+        let too_large = resident_max > 0 && resident > resident_max;
+        if too_large {
+            tracing::warn!(pid, resident, resident_max, "engine has grown too large and is replaced");
+        } else if idle_stop.is_zero() || idle < idle_stop {
+            continue;
+        } else {
+            tracing::info!(pid, idle_s = idle.as_secs(), "idle engine is stopped; the next call starts it again");
+        }
+        let process = Arc::clone(&process);
+        let _ = tokio::task::spawn_blocking(move || process.stop()).await;
+    }
+}
+
+/// Resident memory of another process (bytes); 0 where the system does not say.
+fn resident_of(pid: u32) -> u64 {
+    crate::metrics::resident_bytes_of(&format!("/proc/{pid}/statm"))
 }
 
 /// Finds `mneme-engine` beside this program, else on the path.

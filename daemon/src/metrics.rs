@@ -93,7 +93,12 @@ impl Metrics {
 
 /// Resident memory of this process (bytes); 0 where the system does not say.
 pub fn resident_bytes() -> u64 {
-    let text = fs_err::read_to_string("/proc/self/statm").unwrap_or_default();
+    resident_bytes_of("/proc/self/statm")
+}
+
+/// Resident memory by a process's `statm` (bytes); 0 where the system does not say.
+pub fn resident_bytes_of(statm: &str) -> u64 {
+    let text = fs_err::read_to_string(statm).unwrap_or_default();
     let pages: u64 = text.split_whitespace().nth(1).and_then(|field| field.parse().ok()).unwrap_or(0);
     pages * rustix::param::page_size() as u64
 }

@@ -45,6 +45,10 @@ pub struct ProcessOptions {
     pub restarts_max: u32,
     /// See `restarts_max`.
     pub restart_window: Duration,
+    /// Pause before a restart; doubles with each restart of the window up to `backoff_max`.
+    pub backoff_min: Duration,
+    /// The longest pause before a restart.
+    pub backoff_max: Duration,
     /// The deadline of calls whose token has none.
     pub call_timeout: Duration,
 }
@@ -60,6 +64,8 @@ impl ProcessOptions {
             hang_grace: Duration::from_secs(2),
             restarts_max: 5,
             restart_window: Duration::from_mins(1),
+            backoff_min: Duration::ZERO,
+            backoff_max: Duration::from_secs(30),
             call_timeout: Duration::from_mins(2),
         }
     }
@@ -101,6 +107,8 @@ pub struct EngineProcess {
     supervision: Mutex<Supervision>,
     next_call: AtomicU64,
     restarts: AtomicU64,
+    active: AtomicU64,
+    last_used: Mutex<Instant>,
     trainer: Mutex<Option<u32>>,
 }
 
@@ -112,6 +120,8 @@ impl EngineProcess {
             supervision: Mutex::default(),
             next_call: AtomicU64::new(1),
             restarts: AtomicU64::new(0),
+            active: AtomicU64::new(0),
+            last_used: Mutex::new(Instant::now()),
             trainer: Mutex::new(None),
         }
     }
@@ -124,6 +134,12 @@ impl EngineProcess {
     /// The process id, while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.lock().running.as_ref().map(|running| running.child.id())
+    }
+
+    /// How long no call has been made; `None` while one is under way.
+    pub fn idle_for(&self) -> Option<Duration> {
+        let idle = self.last_used.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+        (self.active.load(Ordering::Acquire) == 0).then_some(idle)
     }
 
     /// The trainer's process id, while one runs.
@@ -194,6 +210,15 @@ impl EngineProcess {
             );
             return Err(EngineError::Unavailable { reason });
         }
+        // The first restart comes at once; a process that dies again gets longer and longer pauses.
+        let doubled = supervision.starts.len().checked_sub(2).map(|n| self.options.backoff_min * (1_u32 << n.min(16)));
+        if let (Some(pause), Some(last)) = (doubled, supervision.starts.back()) {
+            let left = pause.min(self.options.backoff_max).saturating_sub(now.duration_since(*last));
+            if !left.is_zero() {
+                let reason = format!("it failed and is started again in {} ms", left.as_millis());
+                return Err(EngineError::Unavailable { reason });
+            }
+        }
         if !supervision.starts.is_empty() {
             self.restarts.fetch_add(1, Ordering::Relaxed);
         }
@@ -247,6 +272,7 @@ impl EngineProcess {
         mut observe: impl FnMut(CanvasEvent),
     ) -> Result<Tell, EngineError> {
         cancel.check()?;
+        let _active = Active::enter(self);
         let within = cancel.remaining().unwrap_or(self.options.call_timeout);
         let call = self.next_call.fetch_add(1, Ordering::Relaxed);
         let frame = ToEngine { call, body: ask(u64::try_from(within.as_millis()).unwrap_or(u64::MAX).max(1)) };
@@ -327,6 +353,23 @@ impl EngineProcess {
                 end(running);
             }
         }
+    }
+}
+
+/// Counts a call for as long as it lives.
+struct Active<'a>(&'a EngineProcess);
+
+impl<'a> Active<'a> {
+    fn enter(process: &'a EngineProcess) -> Self {
+        process.active.fetch_add(1, Ordering::AcqRel);
+        Self(process)
+    }
+}
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        *self.0.last_used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.0.active.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -21,7 +21,7 @@ fn still_serves(daemon: &Daemon) {
 #[test]
 fn a_frame_over_the_limit_is_refused_and_the_connection_closed() {
     let folder = tempfile::tempdir().unwrap();
-    let daemon = setup(folder.path()).set("server.frame_bytes_max=64KiB").set("memory.text_bytes_max=16KiB").start();
+    let daemon = setup(folder.path()).set("server.frame_bytes_max=64KiB").start();
     let mut raw = daemon.connect();
     // Sending may already fail half way: the daemon does not read what it refuses.
     raw.send(&vec![b'x'; 65 << 10]);
