@@ -12,6 +12,10 @@ use super::halves::{HalfVectors, Halves};
 /// How many more rows than asked for are taken from the int8 scan to be ranked again: its order errs among neighbours only.
 const OVERSAMPLE: usize = 32;
 
+/// Codes below this are scanned by the calling thread alone (bytes, about 3 ms): on a busy machine waiting for a second thread
+/// costs more than it saves.
+const ONE_THREAD_BYTES: usize = 16 << 20;
+
 /// A row and its cosine to the query.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scored {
@@ -133,6 +137,7 @@ impl VectorView {
         let mut mask = self.present.clone();
         mask.intersect(allowed);
         let rows = RowsI8::new(&self.codes, &self.scales, self.dimensions).expect("codes and scales grow together");
+        let threads = if self.codes.len() < ONE_THREAD_BYTES { 1 } else { threads };
         let wide = if self.halves.is_some() { k + OVERSAMPLE } else { k };
         let mut best: Vec<Scored> =
             scan_top_k(rows, Query::new(&query.codes, query.scale), wide, Some(mask.words()), threads)
