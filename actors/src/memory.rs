@@ -407,7 +407,7 @@ impl State {
     }
 
     fn recall(&self, request: Request<RecallAsk, Recall>) {
-        let vector = self.query_vector(request.input.query.text.clone());
+        let vector = self.query_vector(self.arguments.store.text_to_embed(&request.input.query));
         let arguments = self.arguments.clone();
         tokio::spawn(async move {
             let ask = request.input;

@@ -349,6 +349,9 @@ mod tests {
         fn get(&self, _: MemoryId) -> Result<Option<mneme_memory::Memory>, StoreError> {
             Ok(None)
         }
+        fn text_to_embed(&self, query: &RecallQuery) -> String {
+            query.text.clone()
+        }
         fn recall(
             &self,
             _: &RecallQuery,

@@ -328,6 +328,10 @@ pub trait MemoryStore: Send + Sync + std::fmt::Debug {
     /// Returns one memory, forgotten ones excepted.
     fn get(&self, id: MemoryId) -> Result<Option<Memory>, StoreError>;
 
+    /// The text that [`Self::recall`]'s embedding should be made of: the question as a sentence embedder understands it best, with
+    /// the speakers that it names addressed.
+    fn text_to_embed(&self, query: &RecallQuery) -> String;
+
     /// Answers a question. Without an embedding it answers from text and says so in `degraded`.
     fn recall(&self, query: &RecallQuery, embedding: Option<&Embedding>, now: Timestamp) -> Result<Recall, StoreError>;
 

@@ -284,6 +284,10 @@ impl MemoryStore for DurableStore {
         self.memory(id)
     }
 
+    fn text_to_embed(&self, query: &RecallQuery) -> String {
+        self.index().embedding_text(query)
+    }
+
     fn recall(&self, query: &RecallQuery, embedding: Option<&Embedding>, now: Timestamp) -> Result<Recall, StoreError> {
         self.answer(query, embedding, now)
     }

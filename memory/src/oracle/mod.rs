@@ -348,6 +348,10 @@ impl MemoryStore for InMemoryStore {
         Ok(self.inner().memories.get(&id).cloned())
     }
 
+    fn text_to_embed(&self, query: &RecallQuery) -> String {
+        self.inner().index.embedding_text(query)
+    }
+
     fn recall(&self, query: &RecallQuery, embedding: Option<&Embedding>, now: Timestamp) -> Result<Recall, StoreError> {
         gate::check_query(query)?;
         let inner = self.inner();
