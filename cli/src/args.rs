@@ -73,6 +73,10 @@ pub(crate) enum Command {
     /// Check and show the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Serve programs that speak the Model Context Protocol, over standard input and output.
+    Mcp,
+    /// Add Mneme to the configuration of a program that speaks MCP.
+    Install(InstallArgs),
     /// Print completions for a shell.
     Completions {
         /// The shell.
@@ -80,6 +84,37 @@ pub(crate) enum Command {
     },
     /// Print the manual page.
     Man,
+}
+
+/// A program that speaks MCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum McpClient {
+    /// Claude Code, for this user.
+    ClaudeCode,
+    /// Claude Desktop.
+    ClaudeDesktop,
+    /// Cursor.
+    Cursor,
+    /// Visual Studio Code.
+    Vscode,
+    /// Codex.
+    Codex,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InstallArgs {
+    /// The program.
+    #[arg(value_enum)]
+    pub(crate) client: McpClient,
+    /// Only print what belongs into its configuration.
+    #[arg(long)]
+    pub(crate) print: bool,
+    /// Write the configuration of the project in this folder instead of the user's.
+    #[arg(long)]
+    pub(crate) project: bool,
+    /// Do not ask before the file is written.
+    #[arg(short, long)]
+    pub(crate) yes: bool,
 }
 
 /// How far a memory is trusted.

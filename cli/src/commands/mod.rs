@@ -4,6 +4,8 @@ mod config;
 mod doctor;
 mod evolve;
 mod generate;
+mod install;
+mod mcp;
 mod memory;
 mod service;
 mod status;
@@ -72,6 +74,8 @@ pub(crate) fn run(arguments: Arguments, out: Output) -> Result<ExitCode, Command
         Command::Doctor => return doctor::run(&session),
         Command::Service(command) => service::run(&session, command),
         Command::Config(command) => config::run(out, command),
+        Command::Mcp => return mcp::run(&session),
+        Command::Install(args) => install::run(&session, args),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "mneme", &mut text);

@@ -1,0 +1,135 @@
+//! Puts one entry into a JSON text and leaves every other byte as it is: people order and indent these files.
+
+use std::ops::Range;
+
+use serde_json::{Map, Value};
+
+/// The text with `{key: {name: entry}}` in it; `None` when it is there already.
+///
+/// The result is read back and compared with what it should mean, so that a file is never broken by the edit.
+pub(super) fn with_entry(former: &str, key: &str, name: &str, entry: &Value) -> Result<Option<String>, String> {
+    let written = compact(entry);
+    let quoted = |text: &str| Value::from(text).to_string();
+    if former.trim().is_empty() {
+        return Ok(Some(format!("{{\n  {}: {{\n    {}: {written}\n  }}\n}}\n", quoted(key), quoted(name))));
+    }
+    let parsed: Value = serde_json::from_str(former).map_err(|error| format!("file is not JSON: {error}"))?;
+    let mut wanted = parsed.as_object().ok_or("file is not a JSON object")?.clone();
+    let servers = wanted.entry(key).or_insert_with(|| Value::Object(Map::new()));
+    let servers = servers.as_object_mut().ok_or_else(|| format!("{key:?} is not an object"))?;
+    if servers.insert(name.to_owned(), entry.clone()).as_ref() == Some(entry) {
+        return Ok(None);
+    }
+    let root = former.len() - former.trim_start().len();
+    let text = match member(former, root, key) {
+        None => {
+            let unit = indent(former);
+            let value = format!("{{\n{unit}{unit}{}: {written}\n{unit}}}", quoted(name));
+            insert(former, root, &unit, &format!("{}: {value}", quoted(key)), "")
+        }
+        Some(servers) => match member(former, servers.start, name) {
+            Some(old) => format!("{}{written}{}", &former[..old.start], &former[old.end..]),
+            None => {
+                let unit = indent(former);
+                insert(former, servers.start, &format!("{unit}{unit}"), &format!("{}: {written}", quoted(name)), &unit)
+            }
+        },
+    };
+    match serde_json::from_str::<Value>(&text) {
+        Ok(Value::Object(found)) if found == wanted => Ok(Some(text)),
+        _ => Err("file cannot be changed safely: a key may stand there twice".into()),
+    }
+}
+
+/// An entry on one line, `{"a": 1, "b": [2]}`, with its members in the order `type`, `command`, `args`.
+fn compact(entry: &Value) -> String {
+    let Some(members) = entry.as_object() else { return entry.to_string() };
+    let order = |name: &str| ["type", "command", "args"].iter().position(|known| *known == name).unwrap_or(usize::MAX);
+    let mut names: Vec<&String> = members.keys().collect();
+    names.sort_by_key(|name| order(name));
+    let spaced = |value: &Value| match value {
+        Value::Array(items) => format!("[{}]", items.iter().map(Value::to_string).collect::<Vec<_>>().join(", ")),
+        other => other.to_string(),
+    };
+    let written =
+        names.iter().map(|name| format!("{}: {}", Value::from(name.as_str()), spaced(&members[name.as_str()])));
+    format!("{{{}}}", written.collect::<Vec<_>>().join(", "))
+}
+
+/// Puts a member at the front of the object that starts at `at`.
+fn insert(text: &str, at: usize, indent: &str, member: &str, closing: &str) -> String {
+    let (head, tail) = text.split_at(at + 1);
+    if tail.trim_start().starts_with('}') {
+        return format!("{head}\n{indent}{member}\n{closing}{}", tail.trim_start());
+    }
+    // On one line it stays on one line.
+    let gap = if tail.starts_with(['\n', '\r']) { format!("\n{indent}") } else { String::new() };
+    let after = if gap.is_empty() { ", " } else { "," };
+    format!("{head}{gap}{member}{after}{}", if gap.is_empty() { tail.trim_start() } else { tail })
+}
+
+/// What one step of indentation is in this text.
+fn indent(text: &str) -> String {
+    let first = text.lines().skip(1).find(|line| !line.trim().is_empty());
+    let found: String =
+        first.map(|line| line.chars().take_while(|c| matches!(c, ' ' | '\t')).collect()).unwrap_or_default();
+    if found.is_empty() { String::from("  ") } else { found }
+}
+
+/// Where the value of a member stands, in the object that starts at `at`. The text is known to be JSON.
+fn member(text: &str, at: usize, key: &str) -> Option<Range<usize>> {
+    let bytes = text.as_bytes();
+    let mut place = space(bytes, at + 1);
+    while bytes.get(place) == Some(&b'"') {
+        let name_end = value_end(bytes, place);
+        let colon = space(bytes, name_end);
+        let start = space(bytes, colon + 1);
+        let end = value_end(bytes, start);
+        if serde_json::from_str::<String>(text.get(place..name_end)?).is_ok_and(|name| name == key) {
+            return Some(start..end);
+        }
+        place = space(bytes, end);
+        if bytes.get(place) == Some(&b',') {
+            place = space(bytes, place + 1);
+        }
+    }
+    None
+}
+
+fn space(bytes: &[u8], mut place: usize) -> usize {
+    while bytes.get(place).is_some_and(u8::is_ascii_whitespace) {
+        place += 1;
+    }
+    place
+}
+
+/// Where the value that starts at `start` ends.
+fn value_end(bytes: &[u8], start: usize) -> usize {
+    let (mut depth, mut place) = (0_usize, start);
+    while let Some(&byte) = bytes.get(place) {
+        match byte {
+            b'"' => {
+                place += 1;
+                while let Some(&inner) = bytes.get(place) {
+                    match inner {
+                        b'\\' => place += 1,
+                        b'"' => break,
+                        _ => {}
+                    }
+                    place += 1;
+                }
+                if depth == 0 {
+                    return place + 1;
+                }
+            }
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' if depth <= 1 => return if depth == 0 { place } else { place + 1 },
+            b'}' | b']' => depth -= 1,
+            b',' if depth == 0 => return place,
+            _ if depth == 0 && byte.is_ascii_whitespace() => return place,
+            _ => {}
+        }
+        place += 1;
+    }
+    place
+}
