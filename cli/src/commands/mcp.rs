@@ -7,7 +7,7 @@
 mod context;
 mod tools;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io::{BufRead, Read as _, Write};
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -77,7 +77,8 @@ struct Server {
     clients: Mutex<HashMap<String, Arc<Client>>>,
     /// The name that `initialize` gave; `None` before it.
     greeted: Mutex<Option<String>>,
-    cancelled: Mutex<HashSet<String>>,
+    /// Requests that a thread has or will have, and whether the client has cancelled them: then they get no answer.
+    under_way: Mutex<HashMap<String, bool>>,
 }
 
 /// Serves until standard input ends.
@@ -89,7 +90,7 @@ pub(super) fn run(session: &Session) -> Result<ExitCode, CommandError> {
 
 impl Server {
     fn new(options: ClientOptions, timeout: Duration) -> Self {
-        Self { options, timeout, clients: Mutex::default(), greeted: Mutex::default(), cancelled: Mutex::default() }
+        Self { options, timeout, clients: Mutex::default(), greeted: Mutex::default(), under_way: Mutex::default() }
     }
 
     /// Reads requests and answers them; returns when the input ends and everything begun is answered.
@@ -165,15 +166,10 @@ impl Server {
             return write(output, &failure(&id, Refusal::new(INVALID_REQUEST, "request has no method")));
         };
         if !request.contains_key("id") {
-            if method == "notifications/cancelled" {
-                if let Some(id) = request.get("params").and_then(|params| params.get("requestId")) {
-                    let mut cancelled = lock(&self.cancelled);
-                    // Ids of requests that were answered already would stay for ever.
-                    if cancelled.len() >= QUEUE {
-                        cancelled.clear();
-                    }
-                    cancelled.insert(id.to_string());
-                }
+            let id = request.get("params").and_then(|params| params.get("requestId"));
+            if let (Some(id), "notifications/cancelled") = (id, method) {
+                // What was answered already, or never asked, is not under way and leaves no trace.
+                lock(&self.under_way).entry(id.to_string()).and_modify(|cancelled| *cancelled = true);
             }
             return Ok(());
         }
@@ -182,6 +178,7 @@ impl Server {
             return write(output, &failure(&Value::Null, refusal));
         }
         if matches!(method, "tools/call" | "resources/read") {
+            lock(&self.under_way).insert(request.get("id").map(Value::to_string).unwrap_or_default(), false);
             // The threads live as long as the sender.
             let _ = sender.send(request);
             return Ok(());
@@ -194,11 +191,11 @@ impl Server {
             let next = lock(receiver).recv();
             let Ok(request) = next else { return };
             let id = request.get("id").map(Value::to_string).unwrap_or_default();
-            if lock(&self.cancelled).remove(&id) {
-                continue;
-            }
-            let response = self.respond(&request);
-            if !lock(&self.cancelled).remove(&id) && write(output, &response).is_err() {
+            let cancelled = lock(&self.under_way).get(&id).copied().unwrap_or_default();
+            let response = (!cancelled).then(|| self.respond(&request));
+            let cancelled = lock(&self.under_way).remove(&id).unwrap_or_default();
+            let answer = response.filter(|_| !cancelled);
+            if answer.is_some_and(|answer| write(output, &answer).is_err()) {
                 // Nobody listens any more; the input ends soon too.
                 return;
             }
@@ -339,7 +336,7 @@ impl Server {
             return Ok(Arc::clone(client));
         }
         let mut options = self.options.clone();
-        options.client = name.to_owned();
+        name.clone_into(&mut options.client);
         let client = Arc::new(Client::connect(options)?);
         let mut clients = lock(&self.clients);
         if clients.len() >= CLIENTS_MAX {

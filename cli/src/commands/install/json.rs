@@ -27,13 +27,14 @@ pub(super) fn with_entry(former: &str, key: &str, name: &str, entry: &Value) -> 
             let value = format!("{{\n{unit}{unit}{}: {written}\n{unit}}}", quoted(name));
             insert(former, root, &unit, &format!("{}: {value}", quoted(key)), "")
         }
-        Some(servers) => match member(former, servers.start, name) {
-            Some(old) => format!("{}{written}{}", &former[..old.start], &former[old.end..]),
-            None => {
+        Some(servers) => {
+            if let Some(old) = member(former, servers.start, name) {
+                format!("{}{written}{}", &former[..old.start], &former[old.end..])
+            } else {
                 let unit = indent(former);
                 insert(former, servers.start, &format!("{unit}{unit}"), &format!("{}: {written}", quoted(name)), &unit)
             }
-        },
+        }
     };
     match serde_json::from_str::<Value>(&text) {
         Ok(Value::Object(found)) if found == wanted => Ok(Some(text)),

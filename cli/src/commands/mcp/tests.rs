@@ -6,7 +6,7 @@ use super::*;
 
 /// What a server without a daemon answers to these lines, by id.
 fn answers(lines: &[Value]) -> HashMap<String, Value> {
-    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    let text = lines.iter().map(Value::to_string).collect::<Vec<_>>().join("\n");
     spoken(text.as_bytes()).into_iter().map(|answer| (answer["id"].to_string(), answer)).collect()
 }
 
@@ -143,4 +143,20 @@ fn names_of_clients_are_made_safe_for_provenance() {
     assert_eq!(provenance(Some("Claude Code\n")), "mcp:Claude-Code-");
     assert_eq!(provenance(Some("")), "mcp:unknown");
     assert!(provenance(Some(&"é".repeat(500))).len() <= 64);
+}
+
+#[test]
+fn a_cancelled_request_gets_no_answer_and_its_id_may_be_used_again() {
+    let server = Server::new(ClientOptions::new("test").socket("/nonexistent/mneme.sock"), Duration::from_secs(1));
+    let (sender, receiver) = sync_channel(8);
+    let output = Mutex::new(Vec::new());
+    let call = modern(1, "tools/call", json!({"name": "status"}));
+    let cancel = json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}});
+    for message in [&cancel, &call, &cancel] {
+        server.sort(message.as_object().unwrap().clone(), &sender, &output).unwrap();
+    }
+    drop(sender);
+    server.work(&Mutex::new(receiver), &output);
+    assert!(lock(&output).is_empty());
+    assert!(lock(&server.under_way).is_empty());
 }

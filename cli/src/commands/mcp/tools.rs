@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 /// How long a call of the memory may take: an agent that waits longer is better told.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a generation may take.
-const GENERATE_PATIENCE: Duration = Duration::from_secs(120);
+const GENERATE_PATIENCE: Duration = Duration::from_mins(2);
 /// Hits when the model does not say how many: its context is dear.
 const HITS: u32 = 8;
 /// The most hits that a model may ask for.
@@ -305,7 +305,7 @@ pub(super) fn memory_view(memory: &wire::MemoryView) -> Value {
 }
 
 impl Generate {
-    fn run(self: Box<Self>, client: &Client, options: CallOptions) -> Result<Value, ClientError> {
+    fn run(self, client: &Client, options: CallOptions) -> Result<Value, ClientError> {
         let constraint = match (self.regex, self.json_schema) {
             (Some(pattern), _) => Some(wire::ConstraintParam::Regex(pattern)),
             (None, Some(schema)) => Some(wire::ConstraintParam::JsonSchema(schema)),
