@@ -13,6 +13,7 @@ use mneme_engine_api::AdapterLevel;
 use mneme_evolution::policy::Policy;
 use mneme_ipc::{ErrorBody, ErrorKind};
 use mneme_memory::gate::Quotas;
+use mneme_memory::index::halves::HalfVectors;
 use mneme_memory::state::EngineKind;
 use mneme_memory::{DurableOptions, DurableStore, IndexOptions, MemoryStore, StoreError};
 use tokio::sync::{Semaphore, watch};
@@ -130,6 +131,8 @@ fn open_store_at(config: &Config, folder: &Path) -> Result<Arc<dyn MemoryStore>,
                 0 => std::thread::available_parallelism().map_or(1, |count| count.get().div_ceil(2)),
                 count => count as usize,
             },
+            // Resident memory is what a daemon that runs for months is judged by: exact vectors lie in a file of their own.
+            half_vectors: HalfVectors::File(folder.to_path_buf()),
             ..IndexOptions::default()
         },
         // The user's own hand knows no quota; what is told by others does.
@@ -138,6 +141,8 @@ fn open_store_at(config: &Config, folder: &Path) -> Result<Arc<dyn MemoryStore>,
         disk_watermark_bytes: settings.disk_watermark.bytes(),
         ..DurableOptions::default()
     };
+    listen::make_private(folder)
+        .map_err(|error| StoreError::Io { doing: "made the store's folder", source: error.into() })?;
     if settings.engine == StateEngine::Memory {
         tracing::warn!("memory.engine = \"memory\": nothing survives this process");
         return Ok(Arc::new(DurableStore::in_memory(options)?));
@@ -198,6 +203,9 @@ fn policy(config: &Config) -> Policy {
     };
     policy.gate.gain_min = settings.epsilon_bits * NATS_PER_BIT;
     policy.gate.forgetting_max_bits = settings.forgetting_bits_max;
+    // A short job is judged on fewer texts: judging must not cost more than learning.
+    let held_out = 16 * settings.job_cpu_minutes_max as usize;
+    policy.data.held_out_max = policy.data.held_out_max.min(held_out.max(policy.data.held_out_min));
     policy.data.replay_fraction = settings.replay_share.clamp(0.2, 0.5);
     policy
 }

@@ -130,8 +130,10 @@ fn a_generation_streams_is_guided_and_can_be_cancelled() {
 
 /// A person's diary, the first days of it; returns how many.
 fn diary(client: &mut Raw, days: usize) -> u64 {
-    let text = fs_err::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/data/pepys-1660.jsonl")).unwrap();
-    let memories: Vec<Value> = text.lines().take(days).map(|line| serde_json::from_str(line).unwrap()).collect();
+    let text = fs_err::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/data/pepys-1660.jsonl"))
+        .expect("it ships with the suite");
+    let memories: Vec<Value> =
+        text.lines().take(days).map(|line| serde_json::from_str(line).expect("it is JSON")).collect();
     let imported = client.ok("memory.import", json!({"memories": memories}));
     imported["imported"].as_u64().unwrap_or_else(|| panic!("{imported}"))
 }

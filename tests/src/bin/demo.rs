@@ -232,9 +232,9 @@ impl Story {
     fn recall(&self) -> Result<()> {
         heading("Asking");
         let questions = [
-            ("When did the king come back to London?", "default"),
-            ("what happened at the execution of Major Harrison", "default"),
-            ("his wife burned her hand", "default"),
+            ("When did the King land at Dover?", "default"),
+            ("who burned her hand dressing the turkey", "default"),
+            ("his new velvet coat", "default"),
             ("which folder may depend on tch", "project"),
         ];
         for (question, namespace) in questions {
