@@ -1,0 +1,13 @@
+#!/bin/sh
+# Builds the TypeScript client and runs its tests. MNEMED names the daemon's program; tests that need it are skipped without it.
+set -eu
+cd "$(dirname "$0")"
+if ! command -v npm >/dev/null 2>&1; then
+    echo "skipped: no npm"
+    exit 0
+fi
+if [ ! -d node_modules ] && ! npm install --silent --no-audit --no-fund --no-package-lock; then
+    echo "skipped: npm cannot install typescript"
+    exit 0
+fi
+exec npm test
