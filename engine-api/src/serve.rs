@@ -13,6 +13,10 @@ use crate::wire::{Ask, FromEngine, Greeting, Tell, ToEngine, WIRE_VERSION, WireE
 
 /// Calls that wait on one lane; the daemon admits fewer, so a full lane means that it is not our daemon.
 const LANE_CALLS_MAX: usize = 64;
+/// How long work may go on after the daemon is gone, before the process ends without it.
+const ORPHAN_GRACE: Duration = Duration::from_secs(5);
+/// Exit status of a process that ended so.
+const ORPHAN_STATUS: i32 = 75;
 /// The longest time that a call may ask for (milliseconds): one hour.
 const WITHIN_MS_MAX: u64 = 3_600_000;
 
@@ -26,7 +30,8 @@ struct Job {
     cancel: CancelToken,
 }
 
-/// Serves an engine until the other end closes the stream. Returns how the connection ended.
+/// Serves an engine until the other end closes the stream. Returns how the connection ended; from then on the process has
+/// `ORPHAN_GRACE` to live, whatever its work does. For processes that do nothing else.
 pub fn serve(engine: &dyn Engine, stream: UnixStream) -> Result<(), WireError> {
     let mut reader = stream.try_clone()?;
     let writer: Writer = Arc::new(Mutex::new(stream));
@@ -40,7 +45,12 @@ pub fn serve(engine: &dyn Engine, stream: UnixStream) -> Result<(), WireError> {
             scope.spawn(move || run_lane(engine, &receiver, &writer, &tokens));
         }
         let ended = read_calls(engine, &mut reader, &writer, &tokens, &short_sender, &long_sender);
-        // Nobody reads the results any more: what runs is stopped, and the lanes end with their senders.
+        // Nobody reads the results any more: what runs is stopped, and the lanes end with their senders. Work that does not stop
+        // must not keep the process alive without its daemon.
+        std::thread::spawn(|| {
+            std::thread::sleep(ORPHAN_GRACE);
+            std::process::exit(ORPHAN_STATUS);
+        });
         tokens.lock().unwrap_or_else(PoisonError::into_inner).values().for_each(CancelToken::cancel);
         match ended {
             Err(WireError::Closed) => Ok(()),

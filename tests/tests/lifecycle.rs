@@ -7,6 +7,7 @@ use rustix::process::Signal;
 use serde_json::json;
 
 const MNEMED: &str = env!("CARGO_BIN_EXE_e2e-mnemed");
+const FAKE: &str = env!("CARGO_BIN_EXE_e2e-mneme-engine-fake");
 
 fn setup(folder: &Path) -> Setup {
     Setup::new(MNEMED, folder)
@@ -176,4 +177,26 @@ fn a_folder_that_is_none_or_overlaps_another_is_refused_in_words() {
     client.ok("watch.add", json!({"folder": notes.path()}));
     assert_eq!(client.kind("watch.add", json!({"folder": inside})), "invalid_params");
     assert_eq!(client.kind("watch.remove", json!({"folder": inside})), "not_found");
+}
+
+#[test]
+fn an_engine_whose_daemon_was_killed_does_not_outlive_it_even_when_it_hangs() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon =
+        setup(folder.path()).set(format!("engine.program={FAKE}")).variable("FAKE_ENGINE_FAULT", "hang").start();
+    let mut client = daemon.client();
+    client.request("generate", json!({"prompt": "a", "tokens_max": 4}), json!({"deadline_ms": 60_000}));
+    let children = || {
+        let path = format!("/proc/{0}/task/{0}/children", daemon.pid());
+        let text = fs_err::read_to_string(path).unwrap_or_default();
+        text.split_whitespace().map(|pid| pid.parse::<i32>().unwrap()).collect::<Vec<_>>()
+    };
+    eventually("the engine runs", || !children().is_empty());
+    let engine = rustix::process::Pid::from_raw(children()[0]).unwrap();
+    daemon.kill();
+    eventually("the engine is gone", || {
+        // A zombie that nobody has collected yet counts as gone.
+        let stat = fs_err::read_to_string(format!("/proc/{}/stat", engine.as_raw_nonzero())).unwrap_or_default();
+        stat.is_empty() || stat.contains(") Z ")
+    });
 }

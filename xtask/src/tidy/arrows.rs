@@ -78,7 +78,11 @@ const CONFINED: &[Confined] = &[
         because: "journals live behind the store trait",
     },
     Confined { what: &["ractor"], to: &["mneme-actors", "mneme-daemon"], because: "actors are one folder" },
-    Confined { what: &["tokenizers"], to: &["mneme-text"], because: "text/ is the only tokenizer others see" },
+    Confined {
+        what: &["tokenizers"],
+        to: &["mneme-text", "mneme-bench"],
+        because: "text/ is the only tokenizer others see; the bench measures it against the crate that it wraps",
+    },
     Confined {
         what: &["notify"],
         to: &["mneme-config", "mneme-actors"],
