@@ -120,7 +120,10 @@ fn run(arguments: &Arguments) -> std::io::Result<bool> {
         if arguments.cuts > 0 {
             match power::unavailable() {
                 Some(reason) => println!("\nskipped: {reason}\n"),
-                None => tell(&power::run(&folder("power")?, *engine, arguments.cuts, arguments.seed)?),
+                None => match power::run(&folder("power")?, *engine, arguments.cuts, arguments.seed) {
+                    Err(error) if error.kind() == std::io::ErrorKind::Unsupported => println!("\nskipped: {error}\n"),
+                    report => tell(&report?),
+                },
             }
         }
         if arguments.fault_stride > 0 {
