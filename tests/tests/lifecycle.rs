@@ -187,9 +187,13 @@ fn an_engine_whose_daemon_was_killed_does_not_outlive_it_even_when_it_hangs() {
     let mut client = daemon.client();
     client.request("generate", json!({"prompt": "a", "tokens_max": 4}), json!({"deadline_ms": 60_000}));
     let children = || {
-        let path = format!("/proc/{0}/task/{0}/children", daemon.pid());
-        let text = fs_err::read_to_string(path).unwrap_or_default();
-        text.split_whitespace().map(|pid| pid.parse::<i32>().unwrap()).collect::<Vec<_>>()
+        // A child is listed under the thread that started it.
+        let threads = fs_err::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
+        let lists = threads
+            .filter_map(Result::ok)
+            .map(|thread| fs_err::read_to_string(thread.path().join("children")).unwrap_or_default());
+        let pids = lists.collect::<Vec<_>>().join(" ");
+        pids.split_whitespace().map(|pid| pid.parse::<i32>().unwrap()).collect::<Vec<_>>()
     };
     eventually("the engine runs", || !children().is_empty());
     let engine = rustix::process::Pid::from_raw(children()[0]).unwrap();

@@ -76,7 +76,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &TestArguments) -> ExitCode 
     suite.clippy(&members);
     suite.tests(&members);
     suite.doctests(&members);
-    suite.python();
+    suite.clients();
     suite.deny();
     suite.summary(started.elapsed(), &left_out)
 }
@@ -132,14 +132,24 @@ impl Suite<'_> {
         });
     }
 
-    /// Every `python/` folder that has `tests/`: its unit tests, with the standard library's runner.
-    fn python(&mut self) {
-        for folder in python_folders(self.root) {
-            let shown = folder.strip_prefix(self.root).unwrap_or(&folder).display().to_string();
-            self.step(&format!("python tests of {shown}"), |_| {
-                let mut command = Command::new(std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into()));
-                command.args(["-m", "unittest", "discover", "-s", "tests", "-t", "."]).current_dir(&folder);
-                count(&mut command)
+    /// The clients in other languages, against the daemon that was just built: each folder's own `run-tests.sh`.
+    fn clients(&mut self) {
+        self.step("programs for the clients", |root| {
+            let mut command = cargo(root);
+            command.args(["build", "--package", "mneme-daemon", "--package", "mneme-cli"]);
+            Ok(Outcome::Check { passed: status(&mut command)?.success() })
+        });
+        for script in client_scripts(self.root) {
+            let shown = script.strip_prefix(self.root).unwrap_or(&script).display().to_string();
+            self.step(&shown, |root| {
+                let programs = target_folder(root).join("debug");
+                let mut command = Command::new("sh");
+                command
+                    .arg(&script)
+                    .env("MNEMED", programs.join("mnemed"))
+                    .env("MNEME", programs.join("mneme"))
+                    .current_dir(script.parent().unwrap_or(root));
+                Ok(Outcome::Check { passed: status(&mut command)?.success() })
             });
         }
     }
@@ -259,15 +269,17 @@ fn strip_colours(line: &str) -> String {
     out
 }
 
-fn python_folders(root: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs_err::read_dir(root) else { return Vec::new() };
-    let mut folders: Vec<_> = entries
-        .flatten()
-        .map(|entry| entry.path().join("python"))
-        .filter(|folder| folder.join("tests").is_dir())
-        .collect();
-    folders.sort();
-    folders
+fn client_scripts(root: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs_err::read_dir(root.join("client-sdk")) else { return Vec::new() };
+    let mut scripts: Vec<_> =
+        entries.flatten().map(|entry| entry.path().join("run-tests.sh")).filter(|script| script.is_file()).collect();
+    scripts.sort();
+    scripts
+}
+
+/// Where cargo builds.
+fn target_folder(root: &Path) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
 }
 
 #[cfg(test)]
