@@ -79,7 +79,7 @@ fn table(corpus: &str, paths: &[String]) -> anyhow::Result<()> {
     let corpus = fs_err::read_to_string(corpus)?;
     let texts = texts(&corpus);
     println!("{} bytes in {} texts, {} threads, {ROUNDS} rounds, alternating", corpus.len(), texts.len(), threads());
-    for path in paths.iter().filter(|path| path.ends_with(".json")) {
+    for path in paths.iter().filter(|path| Path::new(path).extension().is_some_and(|ending| ending == "json")) {
         let ours = load(path)?;
         let mut raw = tokenizers::Tokenizer::from_bytes(fs_err::read(path)?).map_err(anyhow::Error::from_boxed)?;
         raw.with_padding(None);
