@@ -20,7 +20,7 @@ use mneme_engine_api::{
 use tch::{Device, Kind};
 
 /// f32, so that windows of different sizes round alike and greedy choices agree.
-const RUNTIME: Runtime = Runtime { device: Device::Cpu, compute: Kind::Float, precision: Precision::Dense, threads: 2 };
+const RUNTIME: Runtime = Runtime { device: Device::Cpu, compute: Kind::Float, precision: Precision::Dense, threads: 1 };
 
 fn assets() -> Option<Assets> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../.assets");
@@ -33,6 +33,8 @@ fn assets() -> Option<Assets> {
 
 fn engine() -> Option<&'static ArrowEngine> {
     static ENGINE: OnceLock<Option<ArrowEngine>> = OnceLock::new();
+    // One thread: several wait for each other on a busy machine, and tests are small.
+    tch::set_num_threads(1);
     ENGINE.get_or_init(|| Some(ArrowEngine::open(assets()?, RUNTIME).unwrap())).as_ref()
 }
 
