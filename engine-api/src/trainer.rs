@@ -18,6 +18,8 @@ pub const JOB_FILE: &str = "job.json";
 pub const OUTCOME_FILE: &str = "outcome.json";
 /// How long a trainer may take from SIGTERM to its end before it is killed: one optimiser step and a checkpoint.
 const STOP_GRACE: Duration = Duration::from_secs(20);
+/// How long the last lines of an ended trainer are waited for.
+const LAST_LINES: Duration = Duration::from_secs(1);
 /// How often a running trainer is looked after (milliseconds).
 const POLL_MS: u64 = 50;
 /// Event lines that wait for us; a trainer that writes faster waits.
@@ -110,7 +112,10 @@ fn watch(
             std::thread::park_timeout(Duration::from_millis(POLL_MS));
         }
         if let Some(status) = child.try_wait().map_err(|error| unavailable("trainer cannot be observed", &error))? {
-            receiver.try_iter().for_each(&mut *observe);
+            // Its last lines may still be on their way through the pipe; the reader ends at the pipe's end, so this does too.
+            while let Ok(event) = receiver.recv_timeout(LAST_LINES) {
+                observe(event);
+            }
             return Ok(status);
         }
         if kill_at.is_none() && cancel.check().is_err() {
