@@ -76,7 +76,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &TestArguments) -> ExitCode 
     suite.clippy(&members);
     suite.tests(&members);
     suite.doctests(&members);
-    suite.clients();
+    suite.clients(&members);
     suite.deny();
     suite.summary(started.elapsed(), &left_out)
 }
@@ -133,10 +133,11 @@ impl Suite<'_> {
     }
 
     /// The clients in other languages, against the daemon that was just built: each folder's own `run-tests.sh`.
-    fn clients(&mut self) {
+    fn clients(&mut self, members: &[String]) {
         self.step("programs for the clients", |root| {
             let mut command = cargo(root);
-            command.args(["build", "--package", "mneme-daemon", "--package", "mneme-cli"]);
+            // With the same members as the tests, so that the same features are on and nothing is built twice.
+            command.arg("build").args(members).args(["--bin", "mnemed", "--bin", "mneme"]);
             Ok(Outcome::Check { passed: status(&mut command)?.success() })
         });
         for script in client_scripts(self.root) {
