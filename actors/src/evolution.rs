@@ -10,27 +10,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use mneme_base::{AdapterId, Clock, Embedding, MemoryId, Timestamp, TrustTier};
-use mneme_engine_api::{
-    AdapterLevel, AdapterUse, CancelToken, Engine, EngineError, ScoreItem, ScoreOutcome, TrainEvent, TrainJob,
-    TrainOutcome, TrainText,
-};
-use mneme_evolution::data::{Authorship, Signature};
-use mneme_evolution::machine::{Action, Checkpoint, Command, Event, Evolution, JobSpec, LogRow, Notice, Stage, Status};
+use mneme_base::{AdapterId, Clock, Embedding, MemoryId, Timestamp};
+use mneme_engine_api::{AdapterLevel, AdapterUse, CancelToken, Engine};
+use mneme_evolution::machine::{Action, Command, Event, Evolution, JobSpec, LogRow, Notice, Stage, Status};
 use mneme_evolution::policy::Policy;
 use mneme_evolution::registry::Entry;
 use mneme_evolution::trigger::Feedback;
-use mneme_memory::{Document, Memory};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::sync::broadcast;
 use tokio::time::Instant;
 
 use crate::call::{ActorError, ActorStatus, Request, Slot, deadline_in};
-use crate::memory::{Change, MemoryHandle};
+use crate::memory::MemoryHandle;
 use crate::uncertainty::Observation;
 
 mod base_text;
+mod jobs;
+mod listener;
 mod load;
+mod rows;
+
+use jobs::run_job;
+use listener::{listen, score};
+use rows::{read_checkpoint, read_rows, write_checkpoint, write_row};
 
 /// Calls at once.
 const CALLS_MAX: usize = 256;
@@ -38,14 +39,6 @@ const CALLS_MAX: usize = 256;
 const TICK: Duration = Duration::from_secs(5);
 /// How long a row may take to become durable before the loop stops.
 const JOURNAL_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long the embedding and scoring of one user text may take.
-const TEXT_TIMEOUT: Duration = Duration::from_mins(1);
-/// Rows that are read at once when the loop is restored.
-const ROWS_PAGE: usize = 1_000;
-/// The collection of decisions.
-const LOG: &str = "evolution_log";
-/// The collection of the one checkpoint.
-const CHECKPOINT: &str = "evolution_checkpoint";
 
 /// The loop as it is told to a person.
 #[derive(Debug, Clone)]
@@ -511,190 +504,4 @@ fn remove_folder(folder: &Path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => tracing::error!(%error, "adapter stays on disk"),
         _ => {}
     }
-}
-
-/// Runs a job to its event: what the loop is told of it.
-async fn run_job(
-    arguments: &Arguments,
-    spec: JobSpec,
-    scale: f32,
-    cancel: CancelToken,
-    myself: &ActorRef<Message>,
-) -> Event {
-    let adapter = spec.adapter;
-    let failed = |reason: String| Event::TrainingFailed { adapter, reason, cpu_seconds: 0.0 };
-    let job = match job_of(arguments, &spec, scale).await {
-        Ok(job) => job,
-        Err(error) => return failed(error.to_string()),
-    };
-    match train(arguments, job, cancel, myself).await {
-        Ok(outcome) => Event::Trained(outcome),
-        Err(EngineError::Cancelled) => Event::Preempted { adapter },
-        Err(error) => failed(error.to_string()),
-    }
-}
-
-async fn train(
-    arguments: &Arguments,
-    job: TrainJob,
-    cancel: CancelToken,
-    myself: &ActorRef<Message>,
-) -> Result<TrainOutcome, EngineError> {
-    let (engine, myself) = (Arc::clone(&arguments.engine), myself.clone());
-    let work = move || {
-        let mut observe = |event: TrainEvent| {
-            let progress = event.step as f32 / event.steps_total.max(1) as f32;
-            let _ = myself.send_message(Message::Progress(job.adapter, progress));
-        };
-        engine.train(&job, &mut observe, &cancel)
-    };
-    let lost = |_| EngineError::Internal { reason: String::from("training thread ended early") };
-    tokio::task::spawn_blocking(work).await.map_err(lost)?
-}
-
-/// Gathers the texts of a job.
-async fn job_of(arguments: &Arguments, spec: &JobSpec, scale: f32) -> Result<TrainJob, ActorError> {
-    let deadline = deadline_in(JOURNAL_TIMEOUT);
-    let train = texts_of(arguments.memory.get_all(spec.train.clone(), deadline).await?);
-    let held_out = texts_of(arguments.memory.get_all(spec.held_out.clone(), deadline).await?);
-    if train.is_empty() || held_out.is_empty() {
-        return Err(ActorError::NotFound { what: String::from("text to learn from") });
-    }
-    // What neighbouring contexts learned must not be forgotten either.
-    let mut guard = base_text::guard();
-    guard.extend(texts_of(arguments.memory.get_all(spec.guard.clone(), deadline).await?));
-    let bytes: usize = train.iter().map(|text| text.text.len()).sum();
-    Ok(TrainJob {
-        adapter: spec.adapter,
-        level: spec.level,
-        replay: base_text::replay((bytes as f64 * spec.replay_fraction) as usize),
-        guard,
-        placebo: if spec.placebo { base_text::placebo(bytes) } else { Vec::new() },
-        train,
-        held_out,
-        steps_max: spec.steps_max,
-        scale,
-        seed: spec.seed,
-        folder: adapter_folder(&arguments.folder, spec.adapter).display().to_string(),
-    })
-}
-
-fn texts_of(memories: Vec<Memory>) -> Vec<TrainText> {
-    memories.into_iter().map(|memory| TrainText { memory: memory.id.to_string(), text: memory.text }).collect()
-}
-
-/// Listens to the memory: new texts of the user are embedded, scored where an adapter is being compared, and passed on.
-async fn listen(mut changes: broadcast::Receiver<Change>, arguments: Arguments, myself: ActorRef<Message>) {
-    loop {
-        let change = match changes.recv().await {
-            Ok(change) => change,
-            // New texts that were skipped over are no loss, the loop keeps the newest in any case; a forgotten one is.
-            Err(broadcast::error::RecvError::Lagged(_)) => {
-                let _ = myself.send_message(Message::MissedChanges);
-                continue;
-            }
-            Err(broadcast::error::RecvError::Closed) => return,
-        };
-        let event = match change {
-            Change::Forgotten(ids) => Some(Event::Forgotten(ids)),
-            Change::Remembered { id, trust: TrustTier::User, valid_from } => {
-                user_text(&arguments, id, valid_from).await
-            }
-            Change::Remembered { .. } => None,
-        };
-        if let Some(event) = event
-            && myself.send_message(Message::Happened(Box::new(event))).is_err()
-        {
-            return;
-        }
-    }
-}
-
-async fn user_text(arguments: &Arguments, id: MemoryId, time: Timestamp) -> Option<Event> {
-    let deadline = deadline_in(TEXT_TIMEOUT);
-    let memory = arguments.memory.get(id, deadline).await.ok()??;
-    let situation = arguments.memory.embed(memory.text.clone(), deadline).await.ok()?;
-    let accepted = memory.metadata.get("authorship").is_some_and(|value| value == "accepted");
-    Some(Event::UserText {
-        memory: id,
-        time,
-        // Characters / 4 is the usual estimate; policy needs no better.
-        tokens: (memory.text.chars().count() / 4).max(1) as u32,
-        situation,
-        signature: Signature::of(&memory.text),
-        authorship: if accepted { Authorship::Accepted } else { Authorship::Authored },
-    })
-}
-
-/// Losses of a text (nats a token) under the base and under each adapter.
-async fn score(
-    arguments: &Arguments,
-    memory: MemoryId,
-    uses: Vec<AdapterUse>,
-) -> Result<(u32, f32, Vec<(AdapterId, f32)>), ActorError> {
-    let deadline = deadline_in(TEXT_TIMEOUT);
-    let gone = || ActorError::NotFound { what: format!("memory {memory}") };
-    let memory = arguments.memory.get(memory, deadline).await?.ok_or_else(gone)?;
-    let mut items = vec![ScoreItem::new("", memory.text.clone())];
-    items.extend(
-        uses.iter()
-            .map(|adapter| ScoreItem { adapter: Some(adapter.clone()), ..ScoreItem::new("", memory.text.clone()) }),
-    );
-    let engine = Arc::clone(&arguments.engine);
-    let work = move || engine.score(&items, &CancelToken::with_deadline(TEXT_TIMEOUT));
-    let scored = tokio::task::spawn_blocking(work).await.map_err(|_| ActorError::Stopped { actor: "evolution" })??;
-    let loss = |score: &ScoreOutcome| (-score.log_likelihood / f64::from(score.tokens.max(1))) as f32;
-    let [base, adapted @ ..] = scored.as_slice() else {
-        return Err(ActorError::Stopped { actor: "evolution" });
-    };
-    let adapted = uses.iter().zip(adapted).map(|(adapter, score)| (adapter.id, loss(score))).collect();
-    Ok((base.tokens, loss(base), adapted))
-}
-
-async fn write_row(memory: &MemoryHandle, row: &LogRow) -> Result<(), ActorProcessingErr> {
-    let value = Some(serde_json::to_vec(row)?);
-    let document = Document { collection: LOG.into(), key: format!("{:020}", row.id), value };
-    Ok(memory.put_documents(vec![document], deadline_in(JOURNAL_TIMEOUT)).await?)
-}
-
-async fn write_checkpoint(memory: &MemoryHandle, checkpoint: &Checkpoint) -> Result<(), ActorProcessingErr> {
-    let value = Some(serde_json::to_vec(checkpoint)?);
-    let document = Document { collection: CHECKPOINT.into(), key: "latest".into(), value };
-    Ok(memory.put_documents(vec![document], deadline_in(JOURNAL_TIMEOUT)).await?)
-}
-
-async fn read_rows(memory: &MemoryHandle, deadline: Instant) -> Result<Vec<LogRow>, ActorError> {
-    let mut rows = Vec::new();
-    let mut after = None;
-    loop {
-        let page = memory.documents(LOG, String::new(), after, ROWS_PAGE, deadline).await?;
-        let is_last = page.len() < ROWS_PAGE;
-        after = page.last().map(|document| document.key.clone());
-        for document in page {
-            let value = document.value.unwrap_or_default();
-            match serde_json::from_slice(&value) {
-                Ok(row) => rows.push(row),
-                Err(error) => {
-                    let problem = format!("row {} cannot be read: {error}", document.key);
-                    return Err(ActorError::invalid("evolution log", problem));
-                }
-            }
-        }
-        if is_last {
-            return Ok(rows);
-        }
-    }
-}
-
-async fn read_checkpoint(memory: &MemoryHandle, deadline: Instant) -> Result<Option<Checkpoint>, ActorError> {
-    let page = memory.documents(CHECKPOINT, String::new(), None, 1, deadline).await?;
-    let value = page.into_iter().next().and_then(|document| document.value);
-    // A checkpoint of another build is worth no failed start: evidence begins afresh.
-    Ok(value.and_then(|value| match serde_json::from_slice(&value) {
-        Ok(checkpoint) => Some(checkpoint),
-        Err(error) => {
-            tracing::warn!(%error, "evolution checkpoint cannot be read; evidence begins afresh");
-            None
-        }
-    }))
 }
