@@ -128,46 +128,60 @@ fn a_generation_streams_is_guided_and_can_be_cancelled() {
     assert!(ended["state"] == "cancelled" || ended["state"] == "succeeded", "{ended}");
 }
 
-/// A person's diary, the first days of it; returns how many.
-fn diary(client: &mut Raw, days: usize) -> u64 {
+/// Some days of a person's diary.
+fn diary(client: &mut Raw, days: std::ops::Range<usize>) {
     let text = fs_err::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/data/pepys-1660.jsonl"))
         .expect("it ships with the suite");
-    let memories: Vec<Value> =
-        text.lines().take(days).map(|line| serde_json::from_str(line).expect("it is JSON")).collect();
+    let lines = text.lines().skip(days.start).take(days.len());
+    let memories: Vec<Value> = lines.map(|line| serde_json::from_str(line).expect("it is JSON")).collect();
     let imported = client.ok("memory.import", json!({"memories": memories}));
-    imported["imported"].as_u64().unwrap_or_else(|| panic!("{imported}"))
+    assert_eq!(imported["imported"].as_u64(), Some(days.len() as u64), "{imported}");
 }
 
 #[test]
-fn the_loop_trains_decides_and_says_why() {
+fn the_loop_trains_judges_shadows_serves_and_retires_what_it_must_forget() {
     let folder = tempfile::tempdir().unwrap();
     // The suite itself keeps the machine busy, and a busy machine trains nothing.
     let setup = setup(folder.path()).set(format!("engine.program={FAKE}")).set("evolution.load_max=1");
     let daemon = setup.start();
     let mut client = daemon.client();
-    let days = diary(&mut client, 160);
-    assert_eq!(days, 160);
+    diary(&mut client, 0..160);
     eventually("the texts are in view", || {
-        client.ok("evolve.status", json!({}))["texts_waiting"].as_u64() >= Some(days)
+        client.ok("evolve.status", json!({}))["texts_waiting"].as_u64() >= Some(160)
     });
-    client.ok("generate", json!({"prompt": "Up betimes", "tokens_max": 4}));
-    let ordered = client.ok("evolve.run", json!({}));
-    assert!(ordered["message"].is_string());
-    eventually("it has decided", || {
+    let question = json!({"prompt": "Up betimes, and to my office, where all the morning, and so home to dinner", "tokens_max": 4});
+    let before = client.ok("generate", question.clone());
+    assert!(before["adapters"].as_array().unwrap().is_empty(), "{before}");
+    client.ok("evolve.run", json!({}));
+    let entered = |client: &mut Raw, station: &str| {
         let log = client.ok("evolve.log", json!({}));
-        let decisions = log["decisions"].as_array().unwrap();
-        decisions.iter().any(|row| row["to"] == "shadow" || row["to"] == "reject" || row["to"] == "commit")
-    });
+        log["decisions"].as_array().unwrap().iter().any(|row| row["to"] == station)
+    };
+    eventually("its gates hold", || entered(&mut client, "shadow"));
+    // A kill between two decisions: the trial goes on where it was.
+    daemon.kill();
+    let daemon = setup.start();
+    let mut client = daemon.client();
+    // The adapter has to prove itself on later texts before it serves.
+    diary(&mut client, 160..234);
+    eventually("it is committed", || entered(&mut client, "commit"));
     let log = client.ok("evolve.log", json!({}));
     let decisions = log["decisions"].as_array().unwrap();
     assert!(decisions.iter().all(|row| !row["reason"].as_str().unwrap().is_empty()));
-    assert!(decisions.iter().any(|row| row["to"] == "train"), "{log}");
-    // Decisions are rows in the store: they are there after a crash.
-    let count = decisions.len();
-    daemon.kill();
-    let daemon = setup.start();
-    let after = daemon.client().ok("evolve.log", json!({}));
-    assert!(after["decisions"].as_array().unwrap().len() >= count);
+    let status = client.ok("evolve.status", json!({}));
+    let adapter = status["adapters"][0]["id"].clone();
+    assert_eq!(status["adapters"][0]["state"], "active");
+    let after = client.ok("generate", question.clone());
+    assert_eq!(after["adapters"][0][0], adapter, "{after}");
+    // Forgetting one memory that it learned retires it, its file included.
+    let shown = client.ok("evolve.show", json!({"adapter": adapter}));
+    let learned = shown["lineage"][0].clone();
+    assert!(folder.path().join("state/adapters").join(adapter.as_str().unwrap()).exists());
+    client.ok("memory.forget", json!({"select": {"ids": [learned]}}));
+    eventually("the adapter is retired", || client.ok("evolve.status", json!({}))["adapters"][0]["state"] == "retired");
+    assert!(!folder.path().join("state/adapters").join(adapter.as_str().unwrap()).exists());
+    let last = client.ok("generate", question);
+    assert!(last["adapters"].as_array().unwrap().is_empty(), "{last}");
 }
 
 #[test]
