@@ -13,7 +13,6 @@ use std::time::Duration;
 use mneme_base::{AdapterId, Clock, Embedding, MemoryId, Timestamp};
 use mneme_engine_api::{AdapterLevel, AdapterUse, CancelToken, Engine};
 use mneme_evolution::machine::{Action, Command, Event, Evolution, JobSpec, LogRow, Notice, Stage, Status};
-use mneme_evolution::policy::Policy;
 use mneme_evolution::registry::Entry;
 use mneme_evolution::trigger::Feedback;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -21,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::call::{ActorError, ActorStatus, Request, Slot, deadline_in};
 use crate::memory::MemoryHandle;
+use crate::tunables::Tuned;
 use crate::uncertainty::Observation;
 
 mod base_text;
@@ -136,6 +136,8 @@ pub(crate) enum Message {
     Tick,
     /// Some changes of the memory were not heard of.
     MissedChanges,
+    /// The settings are new.
+    Tuned,
 }
 
 /// What evolution starts from.
@@ -144,11 +146,8 @@ pub(crate) struct Arguments {
     pub(crate) memory: MemoryHandle,
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) policy: Policy,
-    /// Levels of change that may be proposed.
-    pub(crate) levels: Vec<AdapterLevel>,
+    pub(crate) tuned: Tuned,
     pub(crate) enabled: bool,
-    pub(crate) pause_on_battery: bool,
     /// Where adapters and job folders lie.
     pub(crate) folder: PathBuf,
 }
@@ -186,7 +185,7 @@ impl Actor for EvolutionActor {
         for row in &rows {
             *stations.entry(row.to).or_insert(0) += 1;
         }
-        let evolution = Evolution::restore(arguments.policy.clone(), rows, checkpoint)?;
+        let evolution = Evolution::restore(arguments.tuned.get().policy.clone(), rows, checkpoint)?;
         let mut state = State {
             evolution,
             stations,
@@ -265,6 +264,12 @@ impl Actor for EvolutionActor {
             }
             Message::Tick => state.tick(&myself).await,
             Message::MissedChanges => state.find_forgotten(&myself).await,
+            Message::Tuned => {
+                state.evolution.set_policy(state.arguments.tuned.get().policy.clone());
+                // The levels that may be proposed are told with the engine.
+                state.engine_seen = None;
+                state.see_engine(&myself).await
+            }
         }
     }
 
@@ -435,7 +440,8 @@ impl State {
         let info = self.arguments.engine.info();
         if !info.trains.is_empty() && self.engine_seen != Some(info.base_hash) {
             self.engine_seen = Some(info.base_hash);
-            let allowed = |level: &AdapterLevel| self.arguments.levels.contains(level);
+            let levels = &self.arguments.tuned.get().levels;
+            let allowed = |level: &AdapterLevel| levels.contains(level);
             let trains = info.trains.into_iter().filter(allowed).collect();
             let event = Event::Engine { base_hash: info.base_hash, trains };
             self.happened(myself, event).await?;
@@ -445,7 +451,7 @@ impl State {
 
     async fn tick(&mut self, myself: &ActorRef<Message>) -> Result<(), ActorProcessingErr> {
         self.see_engine(myself).await?;
-        let on_battery = self.arguments.pause_on_battery && load::on_battery();
+        let on_battery = self.arguments.tuned.get().pause_on_battery && load::on_battery();
         // The job's own work is no reason to stop it: it runs at idle priority.
         let load = if self.job.is_some() { 0.0 } else { load::cpu_pressure() };
         self.happened(myself, Event::Tick { load, on_battery }).await.map(|_| ())

@@ -10,9 +10,18 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::call::{ActorStatus, Slot, deadline_in};
 use crate::memory::MemoryHandle;
+use crate::tunables::Tuned;
 
 /// A step may take this long before it counts as failed.
 const STEP_TIMEOUT: Duration = Duration::from_mins(10);
+/// The steps, in the order in which they are begun.
+const STEPS: [MaintenanceTask; 5] = [
+    MaintenanceTask::Purge,
+    MaintenanceTask::Compact,
+    MaintenanceTask::Index,
+    MaintenanceTask::Cleanup,
+    MaintenanceTask::Audit,
+];
 /// Failures of one step in a row before it is called out as an error.
 const FAILURES_ALARM: u32 = 3;
 
@@ -52,21 +61,25 @@ impl HousekeeperHandle {
 
 /// What the housekeeper is told.
 pub(crate) enum Message {
-    /// Do this step, then wait for its interval.
-    Step(MaintenanceTask),
+    /// Do this step, then wait for its interval. Timers that were set before the last [`Message::Tuned`] are void.
+    Step(MaintenanceTask, u64),
+    /// The settings are new: all intervals begin anew.
+    Tuned,
 }
 
 /// What the housekeeper starts from.
 #[derive(Clone)]
 pub(crate) struct Arguments {
     pub(crate) memory: MemoryHandle,
-    pub(crate) intervals: Intervals,
+    pub(crate) tuned: Tuned,
 }
 
 /// What the housekeeper owns.
 pub(crate) struct State {
     arguments: Arguments,
     failures: Vec<(MaintenanceTask, u32)>,
+    /// Counts changes of the settings, so that each step has one timer.
+    tuning: u64,
 }
 
 /// The housekeeper's actor.
@@ -78,17 +91,9 @@ impl Actor for HousekeeperActor {
     type Arguments = Arguments;
 
     async fn pre_start(&self, myself: ActorRef<Message>, arguments: Arguments) -> Result<State, ActorProcessingErr> {
-        let steps = [
-            MaintenanceTask::Purge,
-            MaintenanceTask::Compact,
-            MaintenanceTask::Index,
-            MaintenanceTask::Cleanup,
-            MaintenanceTask::Audit,
-        ];
-        for step in steps {
-            myself.send_after(interval(&arguments.intervals, step), move || Message::Step(step));
-        }
-        Ok(State { arguments, failures: Vec::new() })
+        let state = State { arguments, failures: Vec::new(), tuning: 0 };
+        STEPS.into_iter().for_each(|step| state.later(&myself, step));
+        Ok(state)
     }
 
     async fn handle(
@@ -97,14 +102,28 @@ impl Actor for HousekeeperActor {
         message: Message,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
-        let Message::Step(step) = message;
-        state.step(step).await;
-        myself.send_after(interval(&state.arguments.intervals, step), move || Message::Step(step));
+        match message {
+            Message::Step(step, tuning) if tuning == state.tuning => {
+                state.step(step).await;
+                state.later(&myself, step);
+            }
+            Message::Step(..) => {}
+            Message::Tuned => {
+                state.tuning += 1;
+                STEPS.into_iter().for_each(|step| state.later(&myself, step));
+            }
+        }
         Ok(())
     }
 }
 
 impl State {
+    fn later(&self, myself: &ActorRef<Message>, step: MaintenanceTask) {
+        let tuning = self.tuning;
+        let wait = interval(&self.arguments.tuned.get().intervals, step);
+        myself.send_after(wait, move || Message::Step(step, tuning));
+    }
+
     async fn step(&mut self, step: MaintenanceTask) {
         match self.arguments.memory.maintain(step, deadline_in(STEP_TIMEOUT)).await {
             Ok(report) => {

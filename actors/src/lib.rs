@@ -13,6 +13,7 @@ pub mod housekeeper;
 pub mod memory;
 pub mod supervisor;
 pub mod system;
+mod tunables;
 pub mod uncertainty;
 pub mod watcher;
 
@@ -21,5 +22,6 @@ pub use evolution::EvolutionHandle;
 pub use generator::{GenerateAnswer, GenerateAsk, GeneratorHandle};
 pub use memory::{MemoryHandle, RecallAsk};
 pub use system::{System, SystemOptions};
+pub use tunables::Tunables;
 pub use uncertainty::{Observation, UncertaintyHandle, UncertaintyReport};
 pub use watcher::{WatchFolder, WatcherHandle, WatcherOptions};

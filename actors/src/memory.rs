@@ -23,6 +23,7 @@ use tokio::time::Instant;
 
 use crate::call::{ActorError, ActorStatus, Request, Slot};
 use crate::supervisor::FatalSender;
+use crate::tunables::Tuned;
 
 /// The unit in which waiting text is counted (bytes): a semaphore counts no further than 32 bits.
 const BYTES_UNIT: u64 = 1 << 10;
@@ -180,6 +181,11 @@ impl MemoryHandle {
         self.slot.call(text, deadline, Message::Embed).await
     }
 
+    /// Puts other limits of the store into force.
+    pub fn set_limits(&self, limits: mneme_memory::StoreLimits) {
+        self.store.set_limits(limits);
+    }
+
     /// Counts and sizes.
     pub fn stats(&self) -> StoreStats {
         self.store.stats()
@@ -244,14 +250,7 @@ pub(crate) struct Arguments {
     pub(crate) changes: broadcast::Sender<Change>,
     /// Changes that wait for the writer.
     pub(crate) queue_max: usize,
-    /// How long one batch of embeddings may take: a cold engine loads its models in it.
-    pub(crate) embed_timeout: Duration,
-    /// Memories embedded in one go: twice as many texts, for each has two views.
-    pub(crate) embed_batch_max: usize,
-    /// How long the first write of a group waits for others.
-    pub(crate) group_wait: Duration,
-    /// Operations in one group.
-    pub(crate) group_max: usize,
+    pub(crate) tuned: Tuned,
 }
 
 /// What the memory owns while it runs.
@@ -494,8 +493,9 @@ fn run_writer(arguments: &Arguments, jobs: &Receiver<Request<Vec<Operation>, Vec
     while let Ok(first) = jobs.recv() {
         let mut group = vec![first];
         let mut operations = group[0].input.len();
-        let until = std::time::Instant::now() + arguments.group_wait;
-        while operations < arguments.group_max {
+        let tunables = arguments.tuned.get();
+        let until = std::time::Instant::now() + tunables.group_commit_wait;
+        while operations < tunables.group_commit_operations_max {
             // The commit before took a few milliseconds, so what came meanwhile is here already; waiting longer only pays
             // while others are on their way.
             let next = match jobs.try_recv() {
@@ -568,7 +568,7 @@ fn run_embedder(arguments: &Arguments, wake: &Receiver<()>) {
             Err(RecvTimeoutError::Disconnected) => return,
         }
         // A full batch means that more is waiting.
-        while embed_batch(arguments) == arguments.embed_batch_max {
+        while embed_batch(arguments) {
             if matches!(wake.try_recv(), Err(std::sync::mpsc::TryRecvError::Disconnected)) {
                 return;
             }
@@ -576,28 +576,26 @@ fn run_embedder(arguments: &Arguments, wake: &Receiver<()>) {
     }
 }
 
-/// Embeds one batch of memories; returns how many got their vectors.
-fn embed_batch(arguments: &Arguments) -> usize {
-    let pending = match arguments.store.pending_embeddings(arguments.embed_batch_max) {
-        Ok(pending) if pending.is_empty() => return 0,
+/// Embeds one batch of memories; returns whether it was a full one.
+fn embed_batch(arguments: &Arguments) -> bool {
+    let tunables = arguments.tuned.get();
+    let pending = match arguments.store.pending_embeddings(tunables.embed_batch_max) {
+        Ok(pending) if pending.is_empty() => return false,
         Ok(pending) => pending,
         Err(error) => {
             tracing::warn!(%error, "pending vectors cannot be listed");
-            return 0;
+            return false;
         }
     };
     let texts: Vec<String> = pending.iter().flat_map(|memory| memory.texts.iter().cloned()).collect();
     let mut vectors = Vec::with_capacity(texts.len());
     for chunk in texts.chunks(EMBED_TEXTS_MAX) {
-        match arguments.engine.embed(
-            chunk,
-            EmbedPurpose::Document,
-            &CancelToken::with_deadline(arguments.embed_timeout),
-        ) {
+        match arguments.engine.embed(chunk, EmbedPurpose::Document, &CancelToken::with_deadline(tunables.embed_timeout))
+        {
             Ok(more) => vectors.extend(more),
             Err(error) => {
                 tracing::debug!(%error, "vectors are filled in later");
-                return 0;
+                return false;
             }
         }
     }
@@ -606,10 +604,10 @@ fn embed_batch(arguments: &Arguments) -> usize {
     let embeddings =
         pending.iter().map(|memory| (memory.id, vectors.by_ref().take(memory.texts.len()).collect())).collect();
     match store_vectors(arguments.store.as_ref(), &generation, embeddings) {
-        Ok(()) => pending.len(),
+        Ok(()) => pending.len() == tunables.embed_batch_max,
         Err(error) => {
             report_if_fatal(&arguments.fatal, &error);
-            0
+            false
         }
     }
 }
@@ -633,7 +631,7 @@ fn run_queries(arguments: &Arguments, jobs: &Receiver<QueryJob>) {
             continue;
         }
         let texts: Vec<String> = batch.iter().map(|job| job.text.clone()).collect();
-        let within = CancelToken::with_deadline(arguments.embed_timeout);
+        let within = CancelToken::with_deadline(arguments.tuned.get().embed_timeout);
         match arguments.engine.embed(&texts, EmbedPurpose::Query, &within) {
             Ok(vectors) => batch.into_iter().zip(vectors).for_each(|(job, vector)| {
                 let _ = job.reply.send(vector);

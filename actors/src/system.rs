@@ -6,20 +6,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mneme_base::Clock;
-use mneme_engine_api::{AdapterLevel, Engine};
-use mneme_evolution::policy::Policy;
+use mneme_engine_api::Engine;
 use mneme_memory::MemoryStore;
 use ractor::{Actor, ActorRef, Message as RactorMessage};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::call::{ActorStatus, Slot};
 use crate::evolution::{EvolutionActor, EvolutionHandle};
 use crate::generator::{GeneratorActor, GeneratorHandle};
-use crate::housekeeper::{HousekeeperActor, HousekeeperHandle, Intervals};
+use crate::housekeeper::{HousekeeperActor, HousekeeperHandle};
 use crate::memory::{MemoryActor, MemoryHandle};
 use crate::supervisor::{Arguments, Child, Fatal, FatalSender, Message, Supervisor, USUAL};
+use crate::tunables::{Tunables, Tuned};
 use crate::uncertainty::{UncertaintyActor, UncertaintyHandle};
-use crate::watcher::{WatcherActor, WatcherHandle, WatcherOptions};
+use crate::watcher::{WatcherActor, WatcherHandle};
 
 /// How long an actor may take to stop before it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,28 +38,12 @@ pub struct SystemOptions {
     pub pending_operations_max: usize,
     /// Bytes of text that wait for the journal; more are told that the memory is busy.
     pub pending_bytes_max: u64,
-    /// How long one batch of embeddings may take.
-    pub embed_timeout: Duration,
-    /// Memories embedded in one batch.
-    pub embed_batch_max: usize,
-    /// Levels of change that the loop may propose.
-    pub levels: Vec<AdapterLevel>,
-    /// How long the first write of a group waits for others.
-    pub group_commit_wait: Duration,
-    /// Operations in one group commit.
-    pub group_commit_operations_max: usize,
-    /// Settings of the evolution loop.
-    pub policy: Policy,
     /// Whether the loop observes, trains and serves adapters.
     pub evolution_enabled: bool,
-    /// Train nothing on battery.
-    pub pause_on_battery: bool,
     /// Where adapters lie.
     pub adapters_dir: PathBuf,
-    /// How folders are watched.
-    pub watcher: WatcherOptions,
-    /// How often upkeep is done.
-    pub intervals: Intervals,
+    /// What can be changed later by [`System::tune`].
+    pub tunables: Tunables,
 }
 
 /// The running actors.
@@ -78,6 +63,7 @@ pub struct System {
     pub housekeeper: HousekeeperHandle,
     /// Says why the daemon has to end, once it has.
     pub fatal: Fatal,
+    tunables: watch::Sender<Arc<Tunables>>,
     supervisor: ActorRef<Message>,
     quiescing: Arc<AtomicBool>,
     ended: Mutex<Option<JoinHandle<()>>>,
@@ -92,6 +78,8 @@ impl System {
     /// Starts all actors; returns when each has read its state.
     pub async fn start(options: SystemOptions) -> Result<Self, StartError> {
         let (fatal_sender, fatal) = FatalSender::new();
+        let seed = options.tunables.policy.seed;
+        let (tunables, tuned) = Tuned::new(options.tunables);
         let memory =
             MemoryHandle::new(Arc::clone(&options.store), options.pending_operations_max, options.pending_bytes_max);
         let evolution = EvolutionHandle::new(memory.clone());
@@ -108,10 +96,7 @@ impl System {
                     fatal: fatal_sender.clone(),
                     changes: memory.changes.clone(),
                     queue_max: options.pending_operations_max,
-                    embed_timeout: options.embed_timeout,
-                    embed_batch_max: options.embed_batch_max,
-                    group_wait: options.group_commit_wait,
-                    group_max: options.group_commit_operations_max,
+                    tuned: tuned.clone(),
                 }
             }),
             child(&evolution.slot, || EvolutionActor, {
@@ -119,15 +104,13 @@ impl System {
                     memory: memory.clone(),
                     engine: Arc::clone(&options.engine),
                     clock: Arc::clone(&options.clock),
-                    policy: options.policy.clone(),
-                    levels: options.levels,
+                    tuned: tuned.clone(),
                     enabled: options.evolution_enabled,
-                    pause_on_battery: options.pause_on_battery,
                     folder: options.adapters_dir,
                 }
             }),
             child(&uncertainty.slot, || UncertaintyActor, {
-                crate::uncertainty::Arguments { evolution: evolution.clone(), seed: options.policy.seed }
+                crate::uncertainty::Arguments { evolution: evolution.clone(), seed }
             }),
             child(&generator.slot, || GeneratorActor, {
                 crate::generator::Arguments {
@@ -138,10 +121,10 @@ impl System {
                 }
             }),
             child(&watcher.slot, || WatcherActor, {
-                crate::watcher::Arguments { memory: memory.clone(), clock: options.clock, options: options.watcher }
+                crate::watcher::Arguments { memory: memory.clone(), clock: options.clock, tuned: tuned.clone() }
             }),
             child(&housekeeper.slot, || HousekeeperActor, {
-                crate::housekeeper::Arguments { memory: memory.clone(), intervals: options.intervals }
+                crate::housekeeper::Arguments { memory: memory.clone(), tuned }
             }),
         ];
         let quiescing = Arc::new(AtomicBool::new(false));
@@ -156,10 +139,19 @@ impl System {
             watcher,
             housekeeper,
             fatal,
+            tunables,
             supervisor,
             quiescing,
             ended: Mutex::new(Some(ended)),
         })
+    }
+
+    /// Puts other settings into force, each from its next use on.
+    pub fn tune(&self, tunables: Tunables) {
+        self.tunables.send_replace(Arc::new(tunables));
+        self.evolution.slot.cast(crate::evolution::Message::Tuned);
+        self.watcher.slot.cast(crate::watcher::Message::Tuned);
+        self.housekeeper.slot.cast(crate::housekeeper::Message::Tuned);
     }
 
     /// How every actor is.
@@ -244,17 +236,9 @@ mod tests {
             clock: Arc::new(ManualClock::new(NOW)),
             pending_operations_max: 4_096,
             pending_bytes_max: 1 << 20,
-            embed_timeout: Duration::from_secs(20),
-            embed_batch_max: 32,
-            levels: vec![AdapterLevel::Lora],
-            group_commit_wait: Duration::ZERO,
-            group_commit_operations_max: 64,
-            policy: Policy::default(),
             evolution_enabled: true,
-            pause_on_battery: false,
             adapters_dir: folder.join("adapters"),
-            watcher: WatcherOptions::default(),
-            intervals: Intervals::default(),
+            tunables: Tunables { group_commit_wait: Duration::ZERO, pause_on_battery: false, ..Tunables::default() },
         };
         System::start(options).await.unwrap()
     }
@@ -366,6 +350,7 @@ mod tests {
         fn set_generation(&self, _: &mneme_base::EmbeddingGeneration) -> Result<(), StoreError> {
             Ok(())
         }
+        fn set_limits(&self, _: mneme_memory::StoreLimits) {}
         fn pending_embeddings(&self, _: usize) -> Result<Vec<mneme_memory::PendingEmbedding>, StoreError> {
             Ok(Vec::new())
         }
@@ -412,17 +397,9 @@ mod tests {
             clock: Arc::new(ManualClock::new(NOW)),
             pending_operations_max: 4_096,
             pending_bytes_max: 1 << 20,
-            embed_timeout: Duration::from_secs(20),
-            embed_batch_max: 32,
-            levels: vec![AdapterLevel::Lora],
-            group_commit_wait: Duration::ZERO,
-            group_commit_operations_max: 64,
-            policy: Policy::default(),
             evolution_enabled: false,
-            pause_on_battery: false,
             adapters_dir: folder.path().join("adapters"),
-            watcher: WatcherOptions::default(),
-            intervals: Intervals::default(),
+            tunables: Tunables { group_commit_wait: Duration::ZERO, ..Tunables::default() },
         };
         let system = System::start(options).await.unwrap();
         let result = system.memory.apply(remember("tea is at four"), deadline_in(SOON)).await;

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use crate::call::{ActorError, ActorStatus, Request, Slot, deadline_in};
 use crate::memory::MemoryHandle;
+use crate::tunables::Tuned;
 
 /// Calls at once.
 const CALLS_MAX: usize = 32;
@@ -134,8 +135,10 @@ pub(crate) enum Message {
     Reported(Vec<PathBuf>),
     /// Reports have been quiet: look.
     Settled(u64),
-    /// Look through everything.
-    Poll,
+    /// Look through everything. Polls that were set before the last [`Message::Tuned`] are void.
+    Poll(u64),
+    /// The settings are new: files may be wanted that were passed over.
+    Tuned,
 }
 
 /// What the watcher starts from.
@@ -143,7 +146,7 @@ pub(crate) enum Message {
 pub(crate) struct Arguments {
     pub(crate) memory: MemoryHandle,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) options: WatcherOptions,
+    pub(crate) tuned: Tuned,
 }
 
 /// What the watcher owns.
@@ -154,6 +157,8 @@ pub(crate) struct State {
     /// Counts reports, so that only the last one's settling counts.
     reports: u64,
     dirty: Vec<PathBuf>,
+    /// Counts changes of the settings, so that one chain of polls is alive.
+    tuning: u64,
 }
 
 /// The watcher's actor.
@@ -169,15 +174,22 @@ impl Actor for WatcherActor {
             arguments.memory.documents(FOLDERS, String::new(), None, FOLDERS_MAX, deadline_in(WRITE_TIMEOUT)).await?;
         let folders: Vec<WatchFolder> =
             rows.iter().filter_map(|row| serde_json::from_slice(row.value.as_deref()?).ok()).collect();
-        let mut state =
-            State { watcher: start_watcher(&myself), folders: Vec::new(), reports: 0, dirty: Vec::new(), arguments };
+        let mut state = State {
+            watcher: start_watcher(&myself),
+            folders: Vec::new(),
+            reports: 0,
+            dirty: Vec::new(),
+            tuning: 0,
+            arguments,
+        };
         for folder in folders {
             state.watch(&folder.folder);
             state.folders.push(folder);
         }
-        myself.send_interval(state.arguments.options.poll, || Message::Poll);
-        if !state.folders.is_empty() {
-            let _ = myself.send_message(Message::Poll);
+        if state.folders.is_empty() {
+            state.poll_later(&myself);
+        } else {
+            let _ = myself.send_message(Message::Poll(0));
         }
         Ok(state)
     }
@@ -209,8 +221,16 @@ impl Actor for WatcherActor {
                     .look(|folder| dirty.iter().any(|path| path.starts_with(folder) || path.as_os_str().is_empty()))
                     .await;
             }
-            Message::Settled(_) => {}
-            Message::Poll => state.look(|_| true).await,
+            Message::Poll(tuning) if tuning == state.tuning => {
+                state.look(|_| true).await;
+                state.poll_later(&myself);
+            }
+            // Overtaken by a later report or by new settings.
+            Message::Settled(_) | Message::Poll(_) => {}
+            Message::Tuned => {
+                state.tuning += 1;
+                let _ = myself.send_message(Message::Poll(state.tuning));
+            }
         }
         Ok(())
     }
@@ -249,6 +269,11 @@ impl State {
         }
     }
 
+    fn poll_later(&self, myself: &ActorRef<Message>) {
+        let tuning = self.tuning;
+        myself.send_after(self.arguments.tuned.get().watcher.poll, move || Message::Poll(tuning));
+    }
+
     fn reported(&mut self, myself: &ActorRef<Message>, paths: Vec<PathBuf>) {
         for path in paths {
             // A burst of reports needs no long list: what matters is which folders are touched.
@@ -260,7 +285,7 @@ impl State {
         }
         self.reports += 1;
         let report = self.reports;
-        myself.send_after(self.arguments.options.settle, move || Message::Settled(report));
+        myself.send_after(self.arguments.tuned.get().watcher.settle, move || Message::Settled(report));
     }
 
     async fn add(&mut self, folder: PathBuf, namespace: Namespace) -> Result<WatchFolder, ActorError> {

@@ -468,6 +468,8 @@ pub(crate) enum ConfigCommand {
         /// A file instead of the user's.
         file: Option<PathBuf>,
     },
+    /// Have the running daemon read its configuration again, and tell what is in force and what waits for a restart.
+    Reload,
     /// Show every key with its value in force.
     Show,
     /// Print the documented defaults.

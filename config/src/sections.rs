@@ -128,9 +128,9 @@ section! {
     /// The socket and what each client may ask of it.
     ServerSettings = "server" {
         /// Connections open at the same time; one more is answered busy and closed.
-        connections_max: u32 = 1_100, number(1, 65_536), Restart;
+        connections_max: u32 = 1_100, number(1, 65_536), Live;
         /// Frames larger than this are refused before memory is allocated for them.
-        frame_bytes_max: ByteSize = ByteSize::mib(4), size(ByteSize::kib(4), ByteSize::mib(64)), Restart;
+        frame_bytes_max: ByteSize = ByteSize::mib(4), size(ByteSize::kib(4), ByteSize::mib(64)), Live;
         /// Deadline of a request that names none.
         request_timeout: Duration = 30 * SECOND, time(Duration::from_millis(100), 10 * MINUTE), Live;
         /// A connection without a request for this long is closed.
@@ -140,7 +140,7 @@ section! {
         /// Requests of one client that are worked on at the same time; one more is answered busy.
         requests_in_flight_max: u32 = 64, number(1, 4_096), Live;
         /// Replies and notifications that wait for a client that does not read; one more closes its connection.
-        outbound_frames_max: u32 = 256, number(8, 65_536), Restart;
+        outbound_frames_max: u32 = 256, number(8, 65_536), Live;
         /// User ids that may connect beside the daemon's own.
         allowed_uids: Vec<u32> = Vec::new(), Bound::rule("up to 64 user ids", |uids: &Vec<u32>| uids.len() <= 64), Live;
         /// At shutdown, requests in flight get this long to finish. Keep it below the service manager's stop timeout.
@@ -154,21 +154,21 @@ section! {
         /// Which library keeps the journal: redb and sled are compared in the documentation; memory keeps nothing.
         engine: StateEngine = StateEngine::Redb, Bound::<StateEngine>::choice(), Restart;
         /// How long a sync waits for further writes once two have come together. Zero never waits.
-        group_commit_wait: Duration = Duration::from_millis(2), time(Duration::ZERO, SECOND), Restart;
+        group_commit_wait: Duration = Duration::from_millis(2), time(Duration::ZERO, SECOND), Live;
         /// Writes that share one sync at most.
-        group_commit_operations_max: u32 = 256, number(1, 65_536), Restart;
+        group_commit_operations_max: u32 = 256, number(1, 65_536), Live;
         /// Writes that wait for the journal; one more is answered busy.
         pending_operations_max: u32 = 4_096, number(1, 1_048_576), Restart;
         /// Bytes of text that wait for the journal; more is answered busy.
         pending_bytes_max: ByteSize = ByteSize::mib(64), size(ByteSize::mib(1), ByteSize::gib(16)), Restart;
         /// With less free disk than this the store turns read-only until space is free again.
-        disk_watermark: ByteSize = ByteSize::mib(256), size(ByteSize::new(0), ByteSize::gib(1_024)), Restart;
+        disk_watermark: ByteSize = ByteSize::mib(256), size(ByteSize::new(0), ByteSize::gib(1_024)), Live;
         /// Threads that search the index; 0 uses half of the processors.
         index_threads: u32 = 0, number(0, 256), Restart;
         /// Memories that one source may write in an hour; 0 sets no quota.
-        source_quota_per_hour: u32 = 20_000, number(0, 100_000_000), Restart;
+        source_quota_per_hour: u32 = 20_000, number(0, 100_000_000), Live;
         /// How long the result of an operation is kept, so that a repeated operation id gets the stored answer.
-        ledger_keep: Duration = 7 * DAY, time(HOUR, 365 * DAY), Restart;
+        ledger_keep: Duration = 7 * DAY, time(HOUR, 365 * DAY), Live;
     }
 }
 
@@ -179,27 +179,27 @@ section! {
         /// model, "none" starts nothing, an absolute path names a program.
         program: EngineProgram = EngineProgram::Auto, Bound::rule(ENGINE_PROGRAM_WORDS, |_| true), Restart;
         /// From the start of the child to its first answer.
-        start_timeout: Duration = 60 * SECOND, time(SECOND, 30 * MINUTE), Restart;
+        start_timeout: Duration = 60 * SECOND, time(SECOND, 30 * MINUTE), Live;
         /// One batch of embeddings.
-        embed_timeout: Duration = 30 * SECOND, time(Duration::from_millis(100), 10 * MINUTE), Restart;
+        embed_timeout: Duration = 30 * SECOND, time(Duration::from_millis(100), 10 * MINUTE), Live;
         /// One generation.
-        generate_timeout: Duration = 5 * MINUTE, time(SECOND, 2 * HOUR), Restart;
+        generate_timeout: Duration = 5 * MINUTE, time(SECOND, 2 * HOUR), Live;
         /// Restarts within restart_window; one more and the engine stays down until the window has passed.
-        restarts_max: u32 = 5, number(0, 1_000), Restart;
+        restarts_max: u32 = 5, number(0, 1_000), Live;
         /// The window that restarts_max counts in.
-        restart_window: Duration = 10 * MINUTE, time(SECOND, DAY), Restart;
+        restart_window: Duration = 10 * MINUTE, time(SECOND, DAY), Live;
         /// Pause before the first restart; it doubles with each further one.
-        backoff_min: Duration = Duration::from_millis(500), time(Duration::from_millis(10), HOUR), Restart;
+        backoff_min: Duration = Duration::from_millis(500), time(Duration::from_millis(10), HOUR), Live;
         /// The longest pause before a restart.
-        backoff_max: Duration = 30 * SECOND, time(Duration::from_millis(10), HOUR), Restart;
+        backoff_max: Duration = 30 * SECOND, time(Duration::from_millis(10), HOUR), Live;
         /// Threads of the engine; 0 uses every physical core.
         threads: u32 = 0, number(0, 512), Restart;
         /// A child whose resident memory grows beyond this is replaced between requests; 0 sets no limit.
-        rss_max: ByteSize = ByteSize::gib(4), size(ByteSize::new(0), ByteSize::gib(1_024)), Restart;
+        rss_max: ByteSize = ByteSize::gib(4), size(ByteSize::new(0), ByteSize::gib(1_024)), Live;
         /// An engine without a request for this long is stopped and its memory given back; "0s" keeps it.
-        idle_stop: Duration = 30 * MINUTE, time(Duration::ZERO, 7 * DAY), Restart;
+        idle_stop: Duration = 30 * MINUTE, time(Duration::ZERO, 7 * DAY), Live;
         /// Texts embedded in one batch at most.
-        embed_batch_max: u32 = 32, number(1, 1_024), Restart;
+        embed_batch_max: u32 = 32, number(1, 1_024), Live;
     }
 }
 
@@ -222,23 +222,23 @@ section! {
         enabled: bool = true, any_bool(), Restart;
         /// The highest level of change that may be proposed: L0 mixes stored adapters, L1 control branches, L2 low-rank
         /// adapters, L3 selected layers.
-        level_max: Level = Level::L2, Bound::<Level>::choice(), Restart;
+        level_max: Level = Level::L2, Bound::<Level>::choice(), Live;
         /// Processor minutes a day that training and validation may take; 0 trains nothing.
-        cpu_minutes_per_day: u32 = 60, number(0, 1_440), Restart;
+        cpu_minutes_per_day: u32 = 60, number(0, 1_440), Live;
         /// Chance of ever raising a false alarm per context, by Ville's inequality.
-        alpha: f64 = 0.05, real(0.000_001, 0.5), Restart;
+        alpha: f64 = 0.05, real(0.000_001, 0.5), Live;
         /// The gain on held-out text that an adapter has to prove (bits per token).
-        epsilon_bits: f64 = 0.005, real(0.0, 1.0), Restart;
+        epsilon_bits: f64 = 0.005, real(0.0, 1.0), Live;
         /// What base text may lose at most (bits per token).
-        forgetting_bits_max: f64 = 0.08, real(0.0, 1.0), Restart;
+        forgetting_bits_max: f64 = 0.08, real(0.0, 1.0), Live;
         /// Share of base text that is replayed in training.
-        replay_share: f64 = 0.3, real(0.0, 0.9), Restart;
+        replay_share: f64 = 0.3, real(0.0, 0.9), Live;
         /// Processor minutes that one training job may take, its placebo and its judging included; longer learns more.
-        job_cpu_minutes_max: u32 = 10, number(1, 240), Restart;
+        job_cpu_minutes_max: u32 = 10, number(1, 240), Live;
         /// Nothing is trained while processors are busier than this (pressure stall information, 0 to 1; 1 trains always).
-        load_max: f64 = 0.5, real(0.0, 1.0), Restart;
+        load_max: f64 = 0.5, real(0.0, 1.0), Live;
         /// Nothing is trained while the machine runs on battery.
-        pause_on_battery: bool = true, any_bool(), Restart;
+        pause_on_battery: bool = true, any_bool(), Live;
     }
 }
 
@@ -246,13 +246,13 @@ section! {
     /// Watched folders.
     WatchSettings = "watch" {
         /// Watched folders are also compared by content this often, for file systems that report nothing.
-        poll: Duration = 30 * SECOND, time(SECOND, DAY), Restart;
+        poll: Duration = 30 * SECOND, time(SECOND, DAY), Live;
         /// A file is read once it has been quiet for this long.
-        settle: Duration = Duration::from_millis(300), time(Duration::from_millis(10), MINUTE), Restart;
+        settle: Duration = Duration::from_millis(300), time(Duration::from_millis(10), MINUTE), Live;
         /// Tokens per chunk; each chunk becomes one memory.
-        chunk_tokens: u32 = 256, number(32, 512), Restart;
+        chunk_tokens: u32 = 256, number(32, 512), Live;
         /// Tokens that neighbouring chunks share.
-        chunk_overlap_tokens: u32 = 32, number(0, 256), Restart;
+        chunk_overlap_tokens: u32 = 32, number(0, 256), Live;
         /// Files with other endings are passed over.
         extensions: Vec<String> = ["md", "markdown", "txt", "org", "rst"].map(str::to_owned).to_vec(),
             Bound::rule("1 to 64 endings of letters, digits, - and _, without the dot", |endings: &Vec<String>| {
@@ -260,11 +260,11 @@ section! {
                     (1..=16).contains(&ending.len())
                         && ending.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
                 })
-            }), Restart;
+            }), Live;
         /// Larger files are passed over, with a warning.
-        file_bytes_max: ByteSize = ByteSize::mib(4), size(ByteSize::kib(1), ByteSize::gib(1)), Restart;
+        file_bytes_max: ByteSize = ByteSize::mib(4), size(ByteSize::kib(1), ByteSize::gib(1)), Live;
         /// Files watched in all folders together.
-        files_max: u32 = 50_000, number(1, 10_000_000), Restart;
+        files_max: u32 = 50_000, number(1, 10_000_000), Live;
     }
 }
 
@@ -272,9 +272,9 @@ section! {
     /// Work that is done now and then.
     HousekeepingSettings = "housekeeping" {
         /// Index and store are compacted.
-        compact_interval: Duration = 10 * MINUTE, time(10 * SECOND, 7 * DAY), Restart;
+        compact_interval: Duration = 10 * MINUTE, time(10 * SECOND, 7 * DAY), Live;
         /// What was forgotten is removed from every file.
-        purge_interval: Duration = HOUR, time(10 * SECOND, DAY), Restart;
+        purge_interval: Duration = HOUR, time(10 * SECOND, DAY), Live;
     }
 }
 
@@ -290,9 +290,9 @@ section! {
         /// Write a file in the state folder's "log" as well as standard error.
         file: bool = false, any_bool(), Restart;
         /// The log file is rotated at this size.
-        file_bytes_max: ByteSize = ByteSize::mib(16), size(ByteSize::kib(64), ByteSize::gib(1)), Restart;
+        file_bytes_max: ByteSize = ByteSize::mib(16), size(ByteSize::kib(64), ByteSize::gib(1)), Live;
         /// Rotated files kept.
-        files_keep: u32 = 5, number(1, 100), Restart;
+        files_keep: u32 = 5, number(1, 100), Live;
     }
 }
 

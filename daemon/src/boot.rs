@@ -6,24 +6,27 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mneme_actors::housekeeper::Intervals;
-use mneme_actors::{System, SystemOptions, WatcherOptions};
+use mneme_actors::{System, SystemOptions, Tunables, WatcherOptions};
 use mneme_base::{BootId, Clock, SystemClock};
 use mneme_config::{Config, Level, StateEngine};
 use mneme_engine_api::AdapterLevel;
 use mneme_evolution::policy::Policy;
+use mneme_ipc::types::ReloadResult;
 use mneme_ipc::{ErrorBody, ErrorKind};
 use mneme_memory::gate::Quotas;
 use mneme_memory::index::halves::HalfVectors;
 use mneme_memory::state::EngineKind;
-use mneme_memory::{DurableOptions, DurableStore, IndexOptions, MemoryStore, StoreError};
-use tokio::sync::{Semaphore, watch};
+use mneme_memory::{DurableOptions, DurableStore, IndexOptions, MemoryStore, StoreError, StoreLimits};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::connection;
 use crate::listen::{self, ListenError};
 use crate::lock::{FolderLock, LockError};
-use crate::service::{Service, ServiceParts};
+use crate::service::{ReloadReply, Service, ServiceParts};
 
+/// Wishes for a reload that wait.
+const RELOADS_MAX: usize = 8;
 /// Nats in a bit: the loop counts in nats, people in bits.
 const NATS_PER_BIT: f64 = std::f64::consts::LN_2;
 
@@ -82,6 +85,10 @@ pub struct Daemon {
     pub service: Arc<Service>,
     accept: JoinHandle<()>,
     config: watch::Sender<Arc<Config>>,
+    /// What it was started with.
+    started: Arc<Config>,
+    /// Clients' wishes for the configuration to be read again, until whoever reads it takes them.
+    reloads: Option<mpsc::Receiver<ReloadReply>>,
     // Released last: until then nobody else may touch the folder.
     _lock: FolderLock,
 }
@@ -96,20 +103,27 @@ pub async fn boot(config: Arc<Config>) -> Result<Daemon, BootError> {
     let socket = listen::open(&config.paths.socket())?;
     let store = open_store(Arc::clone(&config)).await?;
     let engine = crate::engine::choose(&config);
+    let (config_sender, config_receiver) = watch::channel(Arc::clone(&config));
     if let Some(process) = &engine.process {
-        let settings = &config.engine;
-        let look = crate::engine::look_after(Arc::clone(process), settings.idle_stop, settings.rss_max.bytes());
-        tokio::spawn(look);
+        tokio::spawn(crate::engine::look_after(Arc::clone(process), config_receiver.clone()));
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let options = system_options(&config, store, &engine, Arc::clone(&clock));
     let system = System::start(options).await?;
-    let (config_sender, config_receiver) = watch::channel(Arc::clone(&config));
-    let service = Arc::new(Service::new(ServiceParts { system, boot, clock, engine, config: config_receiver }));
+    let (reload, reloads) = mpsc::channel(RELOADS_MAX);
+    let service = Arc::new(Service::new(ServiceParts { system, boot, clock, engine, config: config_receiver, reload }));
     let path = socket.path.clone();
     let accept = tokio::spawn(accept(Arc::clone(&service), socket));
     tracing::info!(%boot, socket = %path.display(), "ready");
-    Ok(Daemon { socket: path, service, accept, config: config_sender, _lock: lock })
+    Ok(Daemon {
+        socket: path,
+        service,
+        accept,
+        config: config_sender,
+        started: config,
+        reloads: Some(reloads),
+        _lock: lock,
+    })
 }
 
 async fn open_store(config: Arc<Config>) -> Result<Arc<dyn MemoryStore>, StoreError> {
@@ -120,7 +134,6 @@ async fn open_store(config: Arc<Config>) -> Result<Arc<dyn MemoryStore>, StoreEr
 
 fn open_store_at(config: &Config, folder: &Path) -> Result<Arc<dyn MemoryStore>, StoreError> {
     let settings = &config.memory;
-    let quota = Some(settings.source_quota_per_hour).filter(|quota| *quota > 0).map(u64::from);
     let options = DurableOptions {
         engine: match settings.engine {
             StateEngine::Sled => EngineKind::Sled,
@@ -135,12 +148,9 @@ fn open_store_at(config: &Config, folder: &Path) -> Result<Arc<dyn MemoryStore>,
             half_vectors: HalfVectors::File(folder.to_path_buf()),
             ..IndexOptions::default()
         },
-        // The user's own hand knows no quota; what is told by others does.
-        quotas: Quotas { untrusted: quota, reported: quota, observed: None, user: None },
-        ledger_retention_ms: settings.ledger_keep.as_millis() as i64,
-        disk_watermark_bytes: settings.disk_watermark.bytes(),
         ..DurableOptions::default()
     };
+    let options = options.limited(store_limits(config));
     listen::make_private(folder)
         .map_err(|error| StoreError::Io { doing: "made the store's folder", source: error.into() })?;
     if settings.engine == StateEngine::Memory {
@@ -150,28 +160,46 @@ fn open_store_at(config: &Config, folder: &Path) -> Result<Arc<dyn MemoryStore>,
     Ok(Arc::new(DurableStore::open(folder, options)?))
 }
 
+fn store_limits(config: &Config) -> StoreLimits {
+    let settings = &config.memory;
+    let quota = Some(settings.source_quota_per_hour).filter(|quota| *quota > 0).map(u64::from);
+    StoreLimits {
+        // The user's own hand knows no quota; what is told by others does.
+        quotas: Quotas { untrusted: quota, reported: quota, observed: None, user: None },
+        ledger_retention_ms: settings.ledger_keep.as_millis() as i64,
+        disk_watermark_bytes: settings.disk_watermark.bytes(),
+    }
+}
+
 fn system_options(
     config: &Config,
     store: Arc<dyn MemoryStore>,
     engine: &crate::engine::Chosen,
     clock: Arc<dyn Clock>,
 ) -> SystemOptions {
-    let watch = &config.watch;
     SystemOptions {
         store,
         engine: Arc::clone(&engine.engine),
         clock,
         pending_operations_max: config.memory.pending_operations_max as usize,
         pending_bytes_max: config.memory.pending_bytes_max.bytes(),
+        evolution_enabled: config.evolution.enabled,
+        adapters_dir: config.paths.state_dir.join("adapters"),
+        tunables: tunables(config),
+    }
+}
+
+/// What the actors can be told while they run.
+fn tunables(config: &Config) -> Tunables {
+    let watch = &config.watch;
+    Tunables {
         embed_timeout: config.engine.embed_timeout,
         embed_batch_max: config.engine.embed_batch_max as usize,
         levels: levels(config),
         group_commit_wait: config.memory.group_commit_wait,
         group_commit_operations_max: config.memory.group_commit_operations_max as usize,
         policy: policy(config),
-        evolution_enabled: config.evolution.enabled,
         pause_on_battery: config.evolution.pause_on_battery,
-        adapters_dir: config.paths.state_dir.join("adapters"),
         watcher: WatcherOptions {
             poll: watch.poll,
             settle: watch.settle,
@@ -229,8 +257,8 @@ fn steps_of(cpu_minutes: u32) -> u32 {
 /// Takes connections until the daemon drains.
 async fn accept(service: Arc<Service>, socket: listen::Socket) {
     let own = rustix::process::geteuid().as_raw();
-    let connections_max = service.config().server.connections_max as usize;
-    let places = Arc::new(Semaphore::new(connections_max));
+    // Its copies count the connections that are open.
+    let open = Arc::new(());
     let mut drained = service.drained();
     loop {
         let accepted = tokio::select! {
@@ -246,12 +274,13 @@ async fn accept(service: Arc<Service>, socket: listen::Socket) {
                 continue;
             }
         };
+        let connections_max = service.config().server.connections_max as usize;
         let uid = stream.peer_cred().map(|peer| peer.uid());
         let allowed = uid.as_ref().is_ok_and(|uid| *uid == own || service.config().server.allowed_uids.contains(uid));
         let refusal = if !allowed {
             tracing::warn!(?uid, "connection of another user refused");
             Some(ErrorBody::new(ErrorKind::Forbidden, "this daemon serves its own user only"))
-        } else if places.available_permits() == 0 {
+        } else if Arc::strong_count(&open) > connections_max {
             let error = ErrorBody::new(ErrorKind::Busy, format!("{connections_max} connections are open already"));
             Some(error.retry_after_ms(500))
         } else {
@@ -262,10 +291,7 @@ async fn accept(service: Arc<Service>, socket: listen::Socket) {
             tokio::spawn(connection::turn_away(stream, error));
             continue;
         }
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            continue;
-        };
-        let service = Arc::clone(&service);
+        let (service, place) = (Arc::clone(&service), Arc::clone(&open));
         tokio::spawn(async move {
             connection::serve(service, stream).await;
             drop(place);
@@ -274,9 +300,24 @@ async fn accept(service: Arc<Service>, socket: listen::Socket) {
 }
 
 impl Daemon {
-    /// Puts another configuration into force, as far as it can be while running.
-    pub fn configure(&self, config: Arc<Config>) {
-        self.config.send_replace(config);
+    /// Puts another configuration into force as far as it can be while running, and tells how that differs from the start.
+    pub fn configure(&self, newer: &Config) -> ReloadResult {
+        let in_force = Arc::new(self.config.borrow().with_live(newer));
+        self.config.send_replace(Arc::clone(&in_force));
+        let service = &self.service;
+        service.system.memory.set_limits(store_limits(&in_force));
+        service.system.tune(tunables(&in_force));
+        if let Some(process) = service.process() {
+            process.set_options(crate::engine::process_options(&in_force, process.options().program.clone()));
+        }
+        let applied = self.started.diff(&in_force).into_iter().map(|change| format!("{} = {}", change.key, change.to));
+        let waiting = in_force.diff(newer).into_iter().map(|change| change.key.to_owned());
+        ReloadResult { applied: applied.collect(), restart_needed: waiting.collect() }
+    }
+
+    /// Clients' wishes for the configuration to be read again. Whoever takes them answers each; until then they are refused.
+    pub fn take_reloads(&mut self) -> Option<mpsc::Receiver<ReloadReply>> {
+        self.reloads.take()
     }
 
     /// Waits until the daemon has to end by itself, and says why: a fault, or a client's drain.
@@ -291,7 +332,7 @@ impl Daemon {
 
     /// Stops in order: no new requests, what is under way ends within the drain timeout, then the actors, the memory last.
     pub async fn stop(self) {
-        let Self { socket, service, accept, config: _config, _lock } = self;
+        let Self { socket, service, accept, config: _config, started: _, reloads: _, _lock } = self;
         service.start_draining();
         let until = tokio::time::Instant::now() + service.config().server.drain_timeout;
         while service.in_flight() > 0 && tokio::time::Instant::now() < until {

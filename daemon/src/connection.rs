@@ -41,11 +41,8 @@ pub async fn serve(service: Arc<Service>, stream: UnixStream) {
         partial_since: None,
         buffer: vec![0; READ_BYTES],
     };
-    let connection = Connection {
-        in_flight: Arc::new(Semaphore::new(config.server.requests_in_flight_max as usize)),
-        service,
-        sender,
-    };
+    let in_flight_max = config.server.requests_in_flight_max as usize;
+    let connection = Connection { in_flight: Arc::new(Semaphore::new(in_flight_max)), in_flight_max, service, sender };
     let ended = connection.run(&mut reader).await;
     if let Some(error) = ended {
         connection.respond_error(None, error).await;
@@ -124,6 +121,7 @@ struct Connection {
     service: Arc<Service>,
     sender: mpsc::Sender<Vec<u8>>,
     in_flight: Arc<Semaphore>,
+    in_flight_max: usize,
 }
 
 impl Connection {
@@ -153,7 +151,7 @@ impl Connection {
     }
 
     fn is_idle(&self) -> bool {
-        self.in_flight.available_permits() == self.service.config().server.requests_in_flight_max as usize
+        self.in_flight.available_permits() == self.in_flight_max
     }
 
     /// Reads one request and starts it. `Err` is its answer when it cannot be started.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use mneme_config::{Config, EngineProgram};
 use mneme_engine_api::{AbsentEngine, Engine, EngineProcess, FakeEngine, ProcessOptions};
+use tokio::sync::watch;
 
 /// The chosen engine, and its process where it is one.
 #[derive(Debug, Clone)]
@@ -35,9 +36,15 @@ fn absent(reason: &str) -> Chosen {
 }
 
 fn process(config: &Config, program: PathBuf) -> Chosen {
+    let process = Arc::new(EngineProcess::new(process_options(config, program)));
+    Chosen { engine: Arc::clone(&process) as Arc<dyn Engine>, process: Some(process) }
+}
+
+/// How the engine's process is started and watched.
+pub fn process_options(config: &Config, program: PathBuf) -> ProcessOptions {
     let settings = &config.engine;
     let assets = config.paths.assets_dir.clone().into_os_string();
-    let options = ProcessOptions {
+    ProcessOptions {
         arguments: Vec::new(),
         environment: vec![
             ("MNEME_ASSETS".into(), assets),
@@ -50,20 +57,22 @@ fn process(config: &Config, program: PathBuf) -> Chosen {
         backoff_max: settings.backoff_max,
         call_timeout: settings.generate_timeout,
         ..ProcessOptions::new(program)
-    };
-    let process = Arc::new(EngineProcess::new(options));
-    Chosen { engine: Arc::clone(&process) as Arc<dyn Engine>, process: Some(process) }
+    }
 }
 
 /// How often an engine process is looked after.
 const LOOK: Duration = Duration::from_secs(10);
 
 /// Stops an engine that nobody has used for long, or that has grown too large, between calls. Never returns.
-pub async fn look_after(process: Arc<EngineProcess>, idle_stop: Duration, resident_max: u64) {
+pub async fn look_after(process: Arc<EngineProcess>, config: watch::Receiver<Arc<Config>>) {
     loop {
         tokio::time::sleep(LOOK).await;
         let (Some(pid), Some(idle)) = (process.pid(), process.idle_for()) else {
             continue;
+        };
+        let (idle_stop, resident_max) = {
+            let settings = &config.borrow().engine;
+            (settings.idle_stop, settings.rss_max.bytes())
         };
         let resident = resident_of(pid);
         let too_large = resident_max > 0 && resident > resident_max;

@@ -2,24 +2,42 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use mneme_config::{Config, LogFormat};
+use mneme_config::{Config, LogFormat, LogSettings};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// Changes the level of a log that is already running.
-pub type LevelHandle = tracing_subscriber::reload::Handle<EnvFilter, tracing_subscriber::Registry>;
+/// Changes a log that is already running.
+#[derive(Debug)]
+pub struct LogHandle {
+    level: tracing_subscriber::reload::Handle<EnvFilter, tracing_subscriber::Registry>,
+    rotation: Arc<Rotation>,
+}
+
+/// When a log file makes way for a new one.
+#[derive(Debug)]
+struct Rotation {
+    bytes_max: AtomicU64,
+    files_keep: AtomicU32,
+}
+
+impl Rotation {
+    fn new(settings: &LogSettings) -> Self {
+        Self { bytes_max: settings.file_bytes_max.bytes().into(), files_keep: settings.files_keep.into() }
+    }
+}
 
 /// Starts the log. Fails when the file cannot be opened or a log is running already.
-pub fn start(config: &Config) -> Result<LevelHandle, Box<dyn std::error::Error + Send + Sync>> {
-    let (filter, handle) = tracing_subscriber::reload::Layer::new(EnvFilter::try_new(&config.log.level)?);
+pub fn start(config: &Config) -> Result<LogHandle, Box<dyn std::error::Error + Send + Sync>> {
+    let (filter, level) = tracing_subscriber::reload::Layer::new(EnvFilter::try_new(&config.log.level)?);
+    let rotation = Arc::new(Rotation::new(&config.log));
     let file = if config.log.file {
         let folder = config.paths.state_dir.join("log");
         crate::listen::make_private(&folder)?;
-        let bytes_max = config.log.file_bytes_max.bytes();
-        Some(Mutex::new(RotatingFile::open(folder.join("mnemed.log"), bytes_max, config.log.files_keep)?))
+        Some(Mutex::new(RotatingFile::open(folder.join("mnemed.log"), Arc::clone(&rotation))?))
     } else {
         None
     };
@@ -34,7 +52,7 @@ pub fn start(config: &Config) -> Result<LevelHandle, Box<dyn std::error::Error +
             .with(file.map(|file| tracing_subscriber::fmt::layer().with_ansi(false).with_writer(file)))
             .try_init()?,
     }
-    Ok(handle)
+    Ok(LogHandle { level, rotation })
 }
 
 fn is_terminal() -> bool {
@@ -47,19 +65,18 @@ struct RotatingFile {
     path: PathBuf,
     file: fs_err::File,
     bytes: u64,
-    bytes_max: u64,
-    keep: u32,
+    rotation: Arc<Rotation>,
 }
 
 impl RotatingFile {
-    fn open(path: PathBuf, bytes_max: u64, keep: u32) -> std::io::Result<Self> {
+    fn open(path: PathBuf, rotation: Arc<Rotation>) -> std::io::Result<Self> {
         let file = append_to(&path)?;
         let bytes = file.metadata()?.len();
-        Ok(Self { path, file, bytes, bytes_max, keep })
+        Ok(Self { path, file, bytes, rotation })
     }
 
     fn rotate(&mut self) -> std::io::Result<()> {
-        for number in (1..self.keep).rev() {
+        for number in (1..self.rotation.files_keep.load(Ordering::Relaxed)).rev() {
             let from = numbered(&self.path, number);
             if from.exists() {
                 fs_err::rename(from, numbered(&self.path, number + 1))?;
@@ -84,7 +101,7 @@ fn append_to(path: &Path) -> std::io::Result<fs_err::File> {
 
 impl Write for RotatingFile {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.bytes > 0 && self.bytes + bytes.len() as u64 > self.bytes_max {
+        if self.bytes > 0 && self.bytes + bytes.len() as u64 > self.rotation.bytes_max.load(Ordering::Relaxed) {
             self.rotate()?;
         }
         let written = self.file.write(bytes)?;
@@ -97,13 +114,17 @@ impl Write for RotatingFile {
     }
 }
 
-/// Sets another level on a running log; a level that cannot be read changes nothing.
-pub fn set_level(handle: &LevelHandle, level: &str) {
-    match EnvFilter::try_new(level) {
-        Ok(filter) => {
-            let _ = handle.reload(filter);
+impl LogHandle {
+    /// Puts another level and other sizes into force; a level that cannot be read changes nothing.
+    pub fn configure(&self, settings: &LogSettings) {
+        self.rotation.bytes_max.store(settings.file_bytes_max.bytes(), Ordering::Relaxed);
+        self.rotation.files_keep.store(settings.files_keep, Ordering::Relaxed);
+        match EnvFilter::try_new(&settings.level) {
+            Ok(filter) => {
+                let _ = self.level.reload(filter);
+            }
+            Err(error) => tracing::warn!(%error, level = settings.level, "log level cannot be read"),
         }
-        Err(error) => tracing::warn!(%error, level, "log level cannot be read"),
     }
 }
 
@@ -127,7 +148,9 @@ mod tests {
     fn a_full_file_makes_way_and_only_so_many_are_kept() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
-        let mut file = RotatingFile::open(path.clone(), 10, 2).unwrap();
+        let mut file =
+            RotatingFile::open(path.clone(), Arc::new(Rotation { bytes_max: 10.into(), files_keep: 2.into() }))
+                .unwrap();
         for text in ["aaaaaaaa", "bbbbbbbb", "cccccccc", "dddddddd"] {
             file.write_all(text.as_bytes()).unwrap();
         }

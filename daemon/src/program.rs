@@ -6,10 +6,13 @@ use std::sync::Arc;
 
 use clap::Parser;
 use mneme_config::{Config, Reload, Reloader, Sources, Update};
+use mneme_ipc::types::ReloadResult;
+use mneme_ipc::{ErrorBody, ErrorKind};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::boot::{BootError, Daemon, boot};
+use crate::service::ReloadReply;
 use crate::{logging, systemd};
 
 /// Threads of the runtime; blocking work has threads of its own.
@@ -41,15 +44,15 @@ pub fn main() -> ExitCode {
         Ok(config) => Arc::new(config),
         Err(error) => return fail(&error, Some("'mneme config check' explains every key"), EXIT_CONFIG),
     };
-    let level = match logging::start(&config) {
-        Ok(level) => level,
+    let log = match logging::start(&config) {
+        Ok(log) => log,
         Err(error) => return fail(error.as_ref(), None, EXIT_CONFIG),
     };
     logging::log_panics();
     let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(WORKERS_MAX);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
     match runtime {
-        Ok(runtime) => runtime.block_on(run(config, sources, level)),
+        Ok(runtime) => runtime.block_on(run(config, sources, log)),
         Err(error) => fail(&error, None, EXIT_FAULT),
     }
 }
@@ -68,13 +71,13 @@ fn fail(error: &dyn std::error::Error, hint: Option<&str>, code: u8) -> ExitCode
     ExitCode::from(code)
 }
 
-async fn run(config: Arc<Config>, sources: Sources, level: logging::LevelHandle) -> ExitCode {
+async fn run(config: Arc<Config>, sources: Sources, log: logging::LogHandle) -> ExitCode {
     // Signals are taken before the start, so that one that arrives during it is not lost.
     let signals = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
     let [Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)] = signals else {
         return fail(&std::io::Error::other("signals cannot be taken"), None, EXIT_FAULT);
     };
-    let daemon = match boot(Arc::clone(&config)).await {
+    let mut daemon = match boot(Arc::clone(&config)).await {
         Ok(daemon) => daemon,
         Err(error) => {
             let code = if matches!(error, BootError::Store(_)) { EXIT_FAULT } else { EXIT_CONFIG };
@@ -94,25 +97,40 @@ async fn run(config: Arc<Config>, sources: Sources, level: logging::LevelHandle)
     };
     let watchdog = tokio::spawn(systemd::feed_watchdog(Arc::clone(&daemon.service)));
     systemd::ready();
-    let service = Arc::clone(&daemon.service);
+    let mut wishes = daemon.take_reloads();
+    let mut asked = Vec::new();
     let fault = loop {
         tokio::select! {
             _ = terminate.recv() => break None,
             _ = interrupt.recv() => break None,
             reason = daemon.ended() => break reason,
             _ = hangup.recv() => reload(reloader.as_ref()),
-            () = service.reload_asked() => reload(reloader.as_ref()),
-            Some(update) = updated.recv() => apply(&daemon, update, &level),
+            Some(reply) = next(&mut wishes) => if reloader.is_some() {
+                asked.push(reply);
+                reload(reloader.as_ref());
+            },
+            Some(update) = updated.recv() => {
+                let outcome = apply(&daemon, update, &log);
+                for reply in asked.drain(..) {
+                    let _ = reply.send(outcome.clone());
+                }
+            }
         }
     };
     systemd::stopping();
     watchdog.abort();
-    drop(service);
     drop(reloader);
     daemon.stop().await;
     match fault {
         None => ExitCode::SUCCESS,
         Some(reason) => fail(&std::io::Error::other(reason), Some("the log above says more"), EXIT_FAULT),
+    }
+}
+
+async fn next(wishes: &mut Option<mpsc::Receiver<ReloadReply>>) -> Option<ReloadReply> {
+    match wishes {
+        Some(wishes) => wishes.recv().await,
+        None => None,
     }
 }
 
@@ -124,17 +142,22 @@ fn reload(reloader: Option<&Reloader>) {
     }
 }
 
-fn apply(daemon: &Daemon, update: Update, level: &logging::LevelHandle) {
-    match update {
+fn apply(daemon: &Daemon, update: Update, log: &logging::LogHandle) -> Result<ReloadResult, ErrorBody> {
+    let outcome = match update {
         Update::Changed { config, changes } => {
             for change in &changes {
                 let needs_restart = change.reload == Reload::Restart;
                 tracing::info!(key = change.key, from = change.from, to = change.to, needs_restart, "setting changed");
             }
-            logging::set_level(level, &config.log.level);
-            daemon.configure(config);
+            log.configure(&config.log);
+            Ok(daemon.configure(&config))
         }
-        Update::Refused(error) => tracing::error!(%error, "configuration refused; the last good one stays in force"),
-    }
+        Update::Refused(error) => {
+            tracing::error!(%error, "configuration refused; the last good one stays in force");
+            let message = format!("configuration refused, the last good one stays in force: {error}");
+            Err(ErrorBody::new(ErrorKind::InvalidParams, message).hint("'mneme config check' explains every key"))
+        }
+    };
     systemd::ready();
+    outcome
 }

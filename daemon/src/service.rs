@@ -25,7 +25,7 @@ use mneme_ipc::{Call, ErrorBody, ErrorKind, PROTOCOL_VERSION, PROTOCOL_VERSION_M
 use mneme_memory::domain::{RECALL_LIMIT_MAX, TEXT_BYTES_MAX};
 use mneme_memory::{OperationOutcome, OperationResult, StoreHealth};
 use serde::Serialize;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::convert::{self, Caller, invalid};
@@ -78,7 +78,7 @@ pub struct Service {
     tasks: Tasks,
     draining: AtomicBool,
     drain: watch::Sender<bool>,
-    reload: tokio::sync::Notify,
+    reload: mpsc::Sender<ReloadReply>,
     in_flight: AtomicU64,
 }
 
@@ -95,7 +95,12 @@ pub struct ServiceParts {
     pub engine: crate::engine::Chosen,
     /// The configuration, as it changes.
     pub config: watch::Receiver<Arc<Config>>,
+    /// Takes wishes for the configuration to be read again.
+    pub reload: mpsc::Sender<ReloadReply>,
 }
+
+/// Where the outcome of a reload goes.
+pub type ReloadReply = oneshot::Sender<Result<wire::ReloadResult, ErrorBody>>;
 
 type Answer = Result<serde_json::Value, ErrorBody>;
 
@@ -115,7 +120,7 @@ impl Service {
             tasks: Tasks::default(),
             draining: AtomicBool::new(false),
             drain: watch::channel(false).0,
-            reload: tokio::sync::Notify::new(),
+            reload: parts.reload,
             in_flight: AtomicU64::new(0),
         }
     }
@@ -141,9 +146,9 @@ impl Service {
         self.in_flight.load(Ordering::Acquire)
     }
 
-    /// Waits until somebody asks for the configuration to be read again.
-    pub async fn reload_asked(&self) {
-        self.reload.notified().await;
+    /// The engine's process, where it is one.
+    pub fn process(&self) -> Option<&Arc<EngineProcess>> {
+        self.process.as_ref()
     }
 
     /// Whether a ping goes through the memory's actor and its store within a time.
@@ -231,10 +236,7 @@ impl Service {
             Call::Status(_) => answer(self.status()),
             Call::Backup(params) => answer(self.backup(params.folder, context.deadline).await?),
             Call::Compact(_) => answer(self.compact(context.deadline).await?),
-            Call::Reload(_) => {
-                self.reload.notify_one();
-                answer(wire::ReloadResult { applied: Vec::new(), restart_needed: Vec::new() })
-            }
+            Call::Reload(_) => answer(self.reload(context.deadline).await?),
             Call::Metrics(_) => answer(wire::MetricsResult { text: self.prometheus() }),
             Call::Drain(_) => {
                 self.start_draining();

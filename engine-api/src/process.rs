@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use mneme_base::Embedding;
@@ -103,7 +103,7 @@ struct Supervision {
 /// An engine that lives in a child process. Cheap to share; calls may come from many threads.
 #[derive(Debug)]
 pub struct EngineProcess {
-    options: ProcessOptions,
+    options: RwLock<Arc<ProcessOptions>>,
     supervision: Mutex<Supervision>,
     next_call: AtomicU64,
     restarts: AtomicU64,
@@ -116,7 +116,7 @@ impl EngineProcess {
     /// Prepares an engine; nothing is started yet.
     pub fn new(options: ProcessOptions) -> Self {
         Self {
-            options,
+            options: RwLock::new(Arc::new(options)),
             supervision: Mutex::default(),
             next_call: AtomicU64::new(1),
             restarts: AtomicU64::new(0),
@@ -124,6 +124,16 @@ impl EngineProcess {
             last_used: Mutex::new(Instant::now()),
             trainer: Mutex::new(None),
         }
+    }
+
+    /// Puts other options into force: bounds of time from the next call on, what the process is started with from its next start on.
+    pub fn set_options(&self, options: ProcessOptions) {
+        *self.options.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(options);
+    }
+
+    /// The options in force.
+    pub fn options(&self) -> Arc<ProcessOptions> {
+        Arc::clone(&self.options.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// How often the process was started again after the first time.
@@ -197,23 +207,24 @@ impl EngineProcess {
     }
 
     fn admit_start(&self, supervision: &mut Supervision) -> Result<(), EngineError> {
+        let options = self.options();
         let now = Instant::now();
-        while supervision.starts.front().is_some_and(|start| now.duration_since(*start) > self.options.restart_window) {
+        while supervision.starts.front().is_some_and(|start| now.duration_since(*start) > options.restart_window) {
             supervision.starts.pop_front();
         }
-        if supervision.starts.len() as u32 >= self.options.restarts_max {
+        if supervision.starts.len() as u32 >= options.restarts_max {
             let last = supervision.last_failure.as_deref().unwrap_or("unknown reason");
             let reason = format!(
                 "it was started {} times in {} s and is left alone for a while; last failure: {last}",
                 supervision.starts.len(),
-                self.options.restart_window.as_secs()
+                options.restart_window.as_secs()
             );
             return Err(EngineError::Unavailable { reason });
         }
         // The first restart comes at once; a process that dies again gets longer and longer pauses.
-        let doubled = supervision.starts.len().checked_sub(2).map(|n| self.options.backoff_min * (1_u32 << n.min(16)));
+        let doubled = supervision.starts.len().checked_sub(2).map(|n| options.backoff_min * (1_u32 << n.min(16)));
         if let (Some(pause), Some(last)) = (doubled, supervision.starts.back()) {
-            let left = pause.min(self.options.backoff_max).saturating_sub(now.duration_since(*last));
+            let left = pause.min(options.backoff_max).saturating_sub(now.duration_since(*last));
             if !left.is_zero() {
                 let reason = format!("it failed and is started again in {} ms", left.as_millis());
                 return Err(EngineError::Unavailable { reason });
@@ -227,14 +238,15 @@ impl EngineProcess {
     }
 
     fn start(&self) -> Result<Running, EngineError> {
+        let options = self.options();
         let unavailable = |what: &str, error: &dyn std::fmt::Display| EngineError::Unavailable {
-            reason: format!("{what} {}: {error}", self.options.program.display()),
+            reason: format!("{what} {}: {error}", options.program.display()),
         };
         let (ours, theirs) = UnixStream::pair().map_err(|error| unavailable("no socket pair for", &error))?;
-        let mut child = Command::new(&self.options.program)
+        let mut child = Command::new(&options.program)
             .arg("serve")
-            .args(&self.options.arguments)
-            .envs(self.options.environment.iter().cloned())
+            .args(&options.arguments)
+            .envs(options.environment.iter().cloned())
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -243,8 +255,8 @@ impl EngineProcess {
         if let Some(stderr) = child.stderr.take() {
             forward_log(stderr);
         }
-        tracing::info!(pid = child.id(), program = %self.options.program.display(), "engine started");
-        match greet(&ours, self.options.start_timeout) {
+        tracing::info!(pid = child.id(), program = %options.program.display(), "engine started");
+        match greet(&ours, options.start_timeout) {
             Ok(info) => {
                 let calls = Calls::default();
                 let reader = ours.try_clone().map_err(|error| unavailable("no second handle for", &error))?;
@@ -273,7 +285,8 @@ impl EngineProcess {
     ) -> Result<Tell, EngineError> {
         cancel.check()?;
         let _active = Active::enter(self);
-        let within = cancel.remaining().unwrap_or(self.options.call_timeout);
+        let options = self.options();
+        let within = cancel.remaining().unwrap_or(options.call_timeout);
         let call = self.next_call.fetch_add(1, Ordering::Relaxed);
         let frame = ToEngine { call, body: ask(u64::try_from(within.as_millis()).unwrap_or(u64::MAX).max(1)) };
         let (receiver, connection) = match self.send(&frame) {
@@ -282,7 +295,7 @@ impl EngineProcess {
             sent => sent?,
         };
         let Connection { writer, calls, pid } = connection;
-        let hung_at = Instant::now() + within + self.options.hang_grace;
+        let hung_at = Instant::now() + within + options.hang_grace;
         let mut cancel_sent = false;
         loop {
             match receiver.recv_timeout(Duration::from_millis(CANCEL_POLL_MS)) {
@@ -431,7 +444,7 @@ impl Engine for EngineProcess {
         observe: &mut dyn FnMut(TrainEvent),
         cancel: &CancelToken,
     ) -> Result<TrainOutcome, EngineError> {
-        crate::trainer::run(&self.options, job, observe, cancel, &self.trainer)
+        crate::trainer::run(&self.options(), job, observe, cancel, &self.trainer)
     }
 }
 

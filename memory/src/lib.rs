@@ -20,7 +20,7 @@ pub use domain::{
     ForgetReceipt, ForgetSelector, Hit, HitExplanation, Memory, MemoryKind, MemoryState, Metadata, NewMemory, Recall,
     RecallFilter, RecallQuery, RememberReceipt, Signal,
 };
-pub use durable::{DurableOptions, DurableStore};
+pub use durable::{DurableOptions, DurableStore, StoreLimits};
 pub use oracle::InMemoryStore;
 pub use recall::{HalfVectors, IndexOptions, RankedHit, RankedRecall, RecallIndex, context_texts};
 pub use store::{

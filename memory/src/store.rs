@@ -6,6 +6,7 @@ use mneme_base::{ContentHash, Embedding, EmbeddingGeneration, Lsn, MemoryId, Nam
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{ForgetReceipt, ForgetSelector, Memory, NewMemory, Recall, RecallQuery, RememberReceipt};
+use crate::durable::options::StoreLimits;
 use crate::transfer::ImportReport;
 
 /// How far a write has got when it is acknowledged.
@@ -369,6 +370,9 @@ pub trait MemoryStore: Send + Sync + std::fmt::Debug {
 
     /// Writes a consistent copy into an empty folder while the store is in use, and verifies it.
     fn backup(&self, folder: &Path) -> Result<MaintenanceReport, StoreError>;
+
+    /// Puts other limits into force for what comes after.
+    fn set_limits(&self, limits: StoreLimits);
 
     /// Counts and sizes. Cheap: no scan.
     fn stats(&self) -> StoreStats;

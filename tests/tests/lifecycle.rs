@@ -204,3 +204,61 @@ fn an_engine_whose_daemon_was_killed_does_not_outlive_it_even_when_it_hangs() {
         stat.is_empty() || stat.contains(") Z ")
     });
 }
+
+/// Writes the user's configuration file.
+fn configure(folder: &Path, text: &str) {
+    let file = folder.join(".config/mneme/config.toml");
+    fs_err::create_dir_all(file.with_file_name("")).expect("the folder can be made");
+    fs_err::write(file, text).expect("the file can be written");
+}
+
+#[test]
+fn a_reload_tells_what_is_in_force_and_what_waits_for_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    configure(folder.path(), "[memory]\nsource_quota_per_hour = 1000\n");
+    let daemon = setup(folder.path()).start();
+    let mut client = daemon.client();
+    let before = client.ok("admin.reload", json!({}));
+    assert_eq!(before, json!({"applied": [], "restart_needed": []}));
+    configure(
+        folder.path(),
+        "[server]\nconnections_max = 2\n[memory]\nsource_quota_per_hour = 2\nindex_threads = 1\n[watch]\npoll = \"2s\"\n",
+    );
+    let after = client.ok("admin.reload", json!({}));
+    assert_eq!(
+        after["applied"],
+        json!(["server.connections_max = 2", "memory.source_quota_per_hour = 2", "watch.poll = \"2s\""])
+    );
+    assert_eq!(after["restart_needed"], json!(["memory.index_threads"]));
+    // In force means in force: the third connection is one too many, the third write of a source too.
+    let _second = daemon.client();
+    let third = daemon.connect().line().unwrap();
+    assert_eq!(third["error"]["data"]["kind"], "busy", "{third}");
+    let source = "agent:scribe";
+    let mut write =
+        |text: &str| client.call("memory.remember", json!({"text": text, "source": source, "trust": "untrusted"}));
+    for text in ["one", "two"] {
+        let answer = write(text);
+        assert!(answer["result"]["id"].is_string(), "{answer}");
+    }
+    assert_eq!(write("three")["error"]["data"]["kind"], "quota_exceeded");
+}
+
+#[test]
+fn a_configuration_that_is_not_valid_is_refused_with_its_line_and_the_last_good_one_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    configure(folder.path(), "[server]\nconnections_max = 3\n");
+    let daemon = setup(folder.path()).start();
+    let mut client = daemon.client();
+    configure(folder.path(), "[server]\nconnections_max = 0\n");
+    let refused = client.call("admin.reload", json!({}));
+    assert_eq!(refused["error"]["data"]["kind"], "invalid_params", "{refused}");
+    let message = refused["error"]["message"].as_str().unwrap();
+    assert!(message.contains("connections_max") && message.contains("config.toml:2"), "{message}");
+    // Three may still connect.
+    let _others = [daemon.client(), daemon.client()];
+    configure(folder.path(), "[server]\nconnections_max = 4\n");
+    let mended = client.ok("admin.reload", json!({}));
+    assert_eq!(mended["applied"], json!(["server.connections_max = 4"]));
+    daemon.client();
+}

@@ -53,7 +53,7 @@ pub(super) fn source_of(folder: &Path) -> String {
 /// Brings the memory up to the folder. Returns how many of its files are in memory.
 pub(super) async fn bring_up_to_date(arguments: &Arguments, folder: &WatchFolder) -> Result<u64, ActorError> {
     let known = read_rows(&arguments.memory, folder).await?;
-    let (root, options) = (folder.folder.clone(), arguments.options.clone());
+    let (root, options) = (folder.folder.clone(), arguments.tuned.get().watcher.clone());
     let listed = tokio::task::spawn_blocking(move || list(&root, &options)).await;
     let found = listed.map_err(|_| ActorError::Stopped { actor: "watcher" })??;
     for (path, row) in &known {
@@ -191,7 +191,7 @@ async fn bring_file(
     path: &Path,
     before: Option<&FileRow>,
 ) -> Result<bool, ActorError> {
-    let (to_read, bytes_max) = (path.to_path_buf(), arguments.options.file_bytes_max);
+    let (to_read, bytes_max) = (path.to_path_buf(), arguments.tuned.get().watcher.file_bytes_max);
     let read = tokio::task::spawn_blocking(move || read_text(&to_read, bytes_max)).await;
     let (text, modified_ms) = read.map_err(|_| ActorError::Stopped { actor: "watcher" })??;
     let hash = ContentHash::of(text.as_bytes());
@@ -277,9 +277,10 @@ fn memories_of(
     text: &str,
     modified_ms: i64,
 ) -> Vec<NewMemory> {
+    let tunables = arguments.tuned.get();
     let options = ChunkOptions {
-        tokens_max: arguments.options.chunk_tokens,
-        overlap_tokens: arguments.options.chunk_overlap_tokens,
+        tokens_max: tunables.watcher.chunk_tokens,
+        overlap_tokens: tunables.watcher.chunk_overlap_tokens,
         format: TextFormat::from_extension(&path.extension().unwrap_or_default().to_string_lossy()),
         ..ChunkOptions::default()
     };

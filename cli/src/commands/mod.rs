@@ -73,7 +73,7 @@ pub(crate) fn run(arguments: Arguments, out: Output) -> Result<ExitCode, Command
         Command::Metrics => status::metrics(&session),
         Command::Doctor => return doctor::run(&session),
         Command::Service(command) => service::run(&session, command),
-        Command::Config(command) => config::run(out, command),
+        Command::Config(command) => config::run(&session, command),
         Command::Mcp => return mcp::run(&session),
         Command::Install(args) => install::run(&session, args),
         Command::Completions { shell } => {

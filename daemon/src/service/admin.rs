@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
-use mneme_ipc::ErrorBody;
 use mneme_ipc::types as wire;
+use mneme_ipc::{ErrorBody, ErrorKind};
 use mneme_memory::{MaintenanceTask, StoreHealth};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::{Context, Service, UPKEEP_TIMEOUT, absolute, folder_view, folders, health_words, told};
@@ -101,6 +102,21 @@ impl Service {
         }
     }
 
+    /// Has the configuration read again and tells what came of it.
+    pub(super) async fn reload(&self, deadline: Instant) -> Result<wire::ReloadResult, ErrorBody> {
+        let (reply, outcome) = oneshot::channel();
+        self.reload.try_send(reply).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => {
+                ErrorBody::new(ErrorKind::Busy, "the configuration is being read again already").retry_after_ms(100)
+            }
+            mpsc::error::TrySendError::Closed(_) => no_files(),
+        })?;
+        match tokio::time::timeout_at(deadline, outcome).await {
+            Ok(outcome) => outcome.unwrap_or_else(|_| Err(no_files())),
+            Err(_) => Err(ErrorBody::new(ErrorKind::DeadlineExceeded, "the configuration was not read in time")),
+        }
+    }
+
     pub(super) fn prometheus(&self) -> String {
         let stats = self.system.memory.stats();
         let (_, restarts) = self.engine_words();
@@ -117,4 +133,8 @@ impl Service {
             ("mneme_engine_restarts", "Restarts of the engine.", restarts as f64),
         ])
     }
+}
+
+fn no_files() -> ErrorBody {
+    ErrorBody::new(ErrorKind::Internal, "this daemon does not watch its configuration").hint("restart it")
 }

@@ -149,11 +149,11 @@ params! {
 }
 
 result! {
-    /// What the new configuration changed.
+    /// How the configuration differs from the one that the daemon was started with.
     ReloadResult {
-        /// Keys in use with their new value.
+        /// Settings that have another value in force than at the start, as `section.key = value`.
         applied: Vec<String>,
-        /// Keys that need a restart.
+        /// Keys whose new value waits for a restart.
         restart_needed: Vec<String>,
     }
 }

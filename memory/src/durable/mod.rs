@@ -44,7 +44,7 @@ use crate::store::{
 use crate::transfer::ImportReport;
 
 pub(crate) use embeddings::{check_generation, check_views};
-pub use options::DurableOptions;
+pub use options::{DurableOptions, StoreLimits};
 pub use projection::{Change, JournalRecord, Projection};
 pub use upkeep::restore;
 
@@ -54,7 +54,7 @@ const STATE_FOLDER: &str = "state";
 /// Memories in a state engine, with a recall index in memory.
 pub struct DurableStore {
     folder: PathBuf,
-    options: DurableOptions,
+    options: RwLock<Arc<DurableOptions>>,
     engine: Arc<dyn StateEngine>,
     /// Held for a whole transaction: one writer.
     writer: Mutex<WriterState>,
@@ -99,7 +99,7 @@ impl DurableStore {
         let store = Self {
             folder: folder.to_owned(),
             cache: Mutex::new(MemoryCache::new(options.memory_cache_bytes)),
-            options,
+            options: RwLock::new(Arc::new(options)),
             engine,
             published: RwLock::new(state.clone()),
             writer: Mutex::new(state),
@@ -136,6 +136,10 @@ impl DurableStore {
         Lsn(self.published().counters.lsn)
     }
 
+    fn options(&self) -> Arc<DurableOptions> {
+        Arc::clone(&self.options.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn check_open(&self) -> Result<(), StoreError> {
         match self.engine.fault() {
             Some(reason) => Err(StoreError::Closed { reason }),
@@ -145,16 +149,17 @@ impl DurableStore {
 
     /// Refuses writes while there is room to refuse them in, instead of failing half way later.
     fn check_disk(&self) -> Result<(), StoreError> {
+        let watermark_bytes = self.options().disk_watermark_bytes;
         match self.free_bytes() {
-            Some(free_bytes) if free_bytes < self.options.disk_watermark_bytes => {
-                Err(StoreError::ReadOnly { free_bytes, watermark_bytes: self.options.disk_watermark_bytes })
+            Some(free_bytes) if free_bytes < watermark_bytes => {
+                Err(StoreError::ReadOnly { free_bytes, watermark_bytes })
             }
             _ => Ok(()),
         }
     }
 
     fn free_bytes(&self) -> Option<u64> {
-        if self.folder.as_os_str().is_empty() || self.options.disk_watermark_bytes == 0 {
+        if self.folder.as_os_str().is_empty() || self.options().disk_watermark_bytes == 0 {
             return None;
         }
         let found = rustix::fs::statvfs(&self.folder).ok()?;
@@ -170,6 +175,7 @@ impl DurableStore {
         if !operations::only_forgets(batch) {
             self.check_disk()?;
         }
+        let options = self.options();
         let admitted: Vec<_> = batch.iter().map(operations::admitted).collect();
         let mut writer = self.writer();
         let corrupt = corrupt(&self.folder);
@@ -177,13 +183,13 @@ impl DurableStore {
         let mut outcomes = Vec::with_capacity(batch.len());
         {
             let index = self.index();
-            let context = Context { options: &self.options, index: &index, now };
+            let context = Context { options: &options, index: &index, now };
             for (operation, admitted) in batch.iter().zip(admitted) {
                 outcomes.push(operations::operate(&mut transaction, &context, operation, admitted)?);
             }
         }
         if transaction.state.counters.lsn != writer.counters.lsn {
-            transaction.finish(now, &self.options)?;
+            transaction.finish(now, &options)?;
             self.commit(&mut writer, transaction)?;
         }
         Ok(outcomes)
@@ -332,6 +338,11 @@ impl MemoryStore for DurableStore {
 
     fn backup(&self, folder: &Path) -> Result<MaintenanceReport, StoreError> {
         self.backup_to(folder)
+    }
+
+    fn set_limits(&self, limits: StoreLimits) {
+        let mut options = self.options.write().unwrap_or_else(PoisonError::into_inner);
+        *options = Arc::new(options.limited(limits));
     }
 
     fn stats(&self) -> StoreStats {

@@ -30,6 +30,26 @@ pub struct DurableOptions {
     pub disk_watermark_bytes: u64,
 }
 
+/// What a store that is open already can be told anew.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoreLimits {
+    /// Writes per source and hour.
+    pub quotas: Quotas,
+    /// How long operation ids are remembered (ms).
+    pub ledger_retention_ms: i64,
+    /// Writes other than forgets are refused when less than this is free on the disk (bytes).
+    pub disk_watermark_bytes: u64,
+}
+
+impl DurableOptions {
+    /// These options with other limits.
+    #[must_use]
+    pub fn limited(&self, limits: StoreLimits) -> Self {
+        let StoreLimits { quotas, ledger_retention_ms, disk_watermark_bytes } = limits;
+        Self { quotas, ledger_retention_ms, disk_watermark_bytes, ..self.clone() }
+    }
+}
+
 impl Default for DurableOptions {
     fn default() -> Self {
         Self {

@@ -125,13 +125,13 @@ impl DurableStore {
 
     /// Removes what has expired: quota counts, times of purges, operation ids past their time or number.
     fn clean_up(&self, now: Timestamp) -> Result<MaintenanceReport, StoreError> {
-        let horizon = now.as_millis().saturating_sub(self.options.ledger_retention_ms);
+        let horizon = now.as_millis().saturating_sub(self.options().ledger_retention_ms);
         let mut removed = 0;
         loop {
             let mut writer = self.writer();
             let corrupt = corrupt(&self.folder);
             let mut transaction = Transaction::new(self.engine.as_ref(), writer.clone(), &corrupt);
-            let surplus = writer.counters.ledger.saturating_sub(self.options.ledger_rows_max);
+            let surplus = writer.counters.ledger.saturating_sub(self.options().ledger_rows_max);
             let rows = transaction.expire_ledger_rows(horizon, surplus, CLEANUP_ROWS)?;
             if rows == 0 {
                 break;

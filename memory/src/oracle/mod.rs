@@ -7,12 +7,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use mneme_base::{ContentHash, Embedding, EmbeddingGeneration, Lsn, MemoryId, OpId, Score, Timestamp};
 
 use crate::domain::{ForgetReceipt, ForgetSelector, Hit, Memory, MemoryState, Recall, RecallQuery, RememberReceipt};
-use crate::durable::DurableOptions;
+use crate::durable::{DurableOptions, StoreLimits};
 use crate::gate::{self, Admitted, Usage};
 use crate::recall::{RecallIndex, context_texts};
 use crate::store::{
@@ -24,7 +24,7 @@ use crate::transfer::ImportReport;
 /// Memories in plain maps. Everything is lost with the process.
 #[derive(Debug)]
 pub struct InMemoryStore {
-    options: DurableOptions,
+    options: RwLock<DurableOptions>,
     inner: Mutex<Inner>,
 }
 
@@ -69,7 +69,7 @@ impl InMemoryStore {
             purged: BTreeMap::new(),
             index,
         };
-        Self { options, inner: Mutex::new(inner) }
+        Self { options: RwLock::new(options), inner: Mutex::new(inner) }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -337,9 +337,10 @@ impl Inner {
 
 impl MemoryStore for InMemoryStore {
     fn apply(&self, batch: &[Operation], now: Timestamp) -> Result<Vec<OperationOutcome>, StoreError> {
+        let options = self.options.read().unwrap_or_else(PoisonError::into_inner);
         let mut inner = self.inner();
         let lsn_before = Lsn(inner.lsn);
-        let outcomes = batch.iter().map(|operation| inner.operate(&self.options, operation, now)).collect();
+        let outcomes = batch.iter().map(|operation| inner.operate(&options, operation, now)).collect();
         inner.refresh_index(lsn_before);
         Ok(outcomes)
     }
@@ -492,6 +493,11 @@ impl MemoryStore for InMemoryStore {
             field: "backup",
             problem: "is of files, an in-memory store has none; export it instead".into(),
         })
+    }
+
+    fn set_limits(&self, limits: StoreLimits) {
+        let mut options = self.options.write().unwrap_or_else(PoisonError::into_inner);
+        *options = options.limited(limits);
     }
 
     fn stats(&self) -> StoreStats {

@@ -707,9 +707,9 @@ class ReloadResult:
     """Result of `admin.reload`: Reads the configuration again."""
 
     applied: List[str] = field(default_factory=list)
-    """Keys in use with their new value."""
+    """Settings that have another value in force than at the start, as `section.key = value`."""
     restart_needed: List[str] = field(default_factory=list)
-    """Keys that need a restart."""
+    """Keys whose new value waits for a restart."""
 
 
 @dataclass(frozen=True)
