@@ -9,9 +9,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use mneme_base::{Clock, Embedding, EmbeddingGeneration, Lsn, MemoryId, Timestamp, TrustTier};
+use mneme_base::{Clock, Embedding, EmbeddingGeneration, Lsn, MemoryId, Namespace, Timestamp, TrustTier};
 use mneme_engine_api::types::EMBED_TEXTS_MAX;
 use mneme_engine_api::{CancelToken, EmbedPurpose, Engine, ScoreItem, ScoreOutcome};
+use mneme_memory::map::{self, MemoryMap};
 use mneme_memory::recall::rerank::{RerankScores, rerank_hits};
 use mneme_memory::{
     Document, MaintenanceReport, MaintenanceTask, Memory, MemoryStore, Operation, OperationKind, OperationOutcome,
@@ -152,6 +153,16 @@ impl MemoryHandle {
     /// Returns a page of memories.
     pub async fn scan(&self, scan: Scan, deadline: Instant) -> Result<Vec<Memory>, ActorError> {
         self.read(deadline, move |store| store.scan(&scan)).await
+    }
+
+    /// Lays memories out in a plane: at most `points_max`, evenly chosen over time when there are more.
+    pub async fn map(
+        &self,
+        namespace: Option<Namespace>,
+        points_max: usize,
+        deadline: Instant,
+    ) -> Result<MemoryMap, ActorError> {
+        self.read(deadline, move |store| map::map(store, namespace, points_max)).await
     }
 
     /// Returns rows of another part of the daemon.

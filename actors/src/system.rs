@@ -361,6 +361,9 @@ mod tests {
         ) -> Result<(), StoreError> {
             Ok(())
         }
+        fn vectors(&self, _: &[MemoryId]) -> Result<Vec<Option<mneme_base::Embedding>>, StoreError> {
+            Ok(Vec::new())
+        }
         fn documents(
             &self,
             _: &str,

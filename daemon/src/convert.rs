@@ -141,6 +141,24 @@ pub fn memory_view(memory: Memory) -> wire::MemoryView {
     }
 }
 
+/// Characters of a text that a map carries: enough to know it again.
+const MAP_TEXT_CHARACTERS: usize = 160;
+
+/// A memory on the map as clients see it.
+pub fn map_point(memory: Memory, [x, y]: [f32; 2]) -> wire::MapPoint {
+    wire::MapPoint {
+        id: memory.id,
+        x,
+        y,
+        kind: kind_out(memory.kind),
+        namespace: memory.namespace,
+        source: memory.provenance.source,
+        valid_from: memory.valid_from,
+        text: memory.text.chars().take(MAP_TEXT_CHARACTERS).collect(),
+        quarantined: memory.state == MemoryState::Quarantined,
+    }
+}
+
 /// A hit as clients see it.
 pub fn hit_view(hit: Hit) -> wire::HitView {
     let explanation = hit.explanation.unwrap_or_default();

@@ -210,6 +210,7 @@ impl Service {
             Call::Export(params) => answer(self.export(*params, &context).await?),
             Call::Import(params) => answer(self.import(*params, &context).await?),
             Call::Stats(_) => answer(self.stats()),
+            Call::Map(params) => answer(self.map(*params, &context).await?),
             Call::NamespaceList(_) => {
                 answer(wire::NamespaceListResult { namespaces: self.system.memory.stats().namespaces })
             }

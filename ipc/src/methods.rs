@@ -87,6 +87,7 @@ methods! {
     Export "memory.export" (types::ExportParams) -> types::ExportResult, "Returns a page of memories in id order.";
     Import "memory.import" (types::ImportParams) -> types::ImportResult, "Remembers many things in one durable step.";
     Stats "memory.stats" (types::StatsParams) -> types::StatsResult, "Counts and sizes of the memory.";
+    Map "memory.map" (types::MapParams) -> types::MapResult, "Lays memories out in a plane by their meaning.";
     NamespaceList "namespace.list" (types::NamespaceListParams) -> types::NamespaceListResult, "Lists the namespaces.";
     Generate "generate" (types::GenerateParams) -> types::GenerateResult, "Writes from memory; streams when asked to.";
     Feedback "feedback" (types::FeedbackParams) -> types::FeedbackResult, "Says what the user thinks of a generation.";

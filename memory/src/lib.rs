@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`domain`] (the nouns), [`store`] (the trait that every store passes the same conformance suite for), [`gate`]
 //! (what may be written), [`oracle`] (the store in memory), [`state`] (where rows are durable), [`durable`] (the store that
-//! lasts), [`recall`] over [`index`] (what answers questions), [`transfer`] (export and import).
+//! lasts), [`recall`] over [`index`] (what answers questions), [`map`] (memories in a plane), [`transfer`] (export and import).
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -10,6 +10,7 @@ pub mod domain;
 pub mod durable;
 pub mod gate;
 pub mod index;
+pub mod map;
 pub mod oracle;
 pub mod recall;
 pub mod state;

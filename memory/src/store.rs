@@ -352,6 +352,10 @@ pub trait MemoryStore: Send + Sync + std::fmt::Debug {
         embeddings: Vec<(MemoryId, Vec<Embedding>)>,
     ) -> Result<(), StoreError>;
 
+    /// Returns the vector of each memory's text alone, in the order of the ids; `None` where there is none (yet). Costs one read
+    /// each.
+    fn vectors(&self, ids: &[MemoryId]) -> Result<Vec<Option<Embedding>>, StoreError>;
+
     /// Takes in memories as they are: ids, times, chains and counts, but for the LSN. Each passes the write gate; one whose id or
     /// content is there already is left out. One atomic synced transaction: at most some thousand at once.
     fn import(&self, memories: Vec<Memory>) -> Result<ImportReport, StoreError>;

@@ -5,6 +5,7 @@ use mneme_base::{Lsn, OpId};
 use mneme_evolution::registry::CardState;
 use mneme_ipc::types as wire;
 use mneme_ipc::{ErrorBody, ErrorKind};
+use mneme_memory::map::MAP_POINTS_MAX;
 use mneme_memory::{MaintenanceTask, Operation, OperationKind, OperationOutcome, OperationResult, Refusal, Scan};
 use tokio::time::Instant;
 
@@ -13,6 +14,9 @@ use super::{
     unexpected,
 };
 use crate::convert::{self, invalid};
+
+/// Points of a map that does not say how many.
+const MAP_POINTS_DEFAULT: u32 = 1_000;
 
 impl Service {
     /// Every acknowledged change is visible at once, so a change that is not is one of another store.
@@ -175,6 +179,21 @@ impl Service {
             }
         }
         Ok(result)
+    }
+
+    pub(super) async fn map(&self, params: wire::MapParams, context: &Context) -> Result<wire::MapResult, ErrorBody> {
+        let limit = params.limit.unwrap_or(MAP_POINTS_DEFAULT);
+        if limit == 0 || limit as usize > MAP_POINTS_MAX {
+            return Err(invalid(format!("limit is {limit}, allowed are 1 to {MAP_POINTS_MAX}")));
+        }
+        let map = self.system.memory.map(params.namespace, limit as usize, context.deadline).await.map_err(told)?;
+        let [x, y] = map.explained;
+        Ok(wire::MapResult {
+            points: map.points.into_iter().map(|(memory, place)| convert::map_point(memory, place)).collect(),
+            explained: (x, y),
+            memories: map.memories,
+            without_vector: map.without_vector,
+        })
     }
 
     pub(super) fn stats(&self) -> wire::StatsResult {

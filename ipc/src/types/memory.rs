@@ -450,6 +450,57 @@ result! {
 }
 
 params! {
+    /// Lays memories out in a plane: what is near in meaning lies near.
+    #[derive(Default)]
+    MapParams {
+        /// Only this namespace.
+        #[serde(default)]
+        namespace: Option<Namespace>,
+        /// At most this many, 1 to 5,000; 1,000 when missing. Of more, some are chosen evenly over time.
+        #[serde(default)]
+        limit: Option<u32>,
+    }
+}
+
+/// One memory on the map.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct MapPoint {
+    /// The memory.
+    pub id: MemoryId,
+    /// Its place from left to right, -1 to 1.
+    pub x: f32,
+    /// Its place from bottom to top, -1 to 1.
+    pub y: f32,
+    /// What sort of thing it is.
+    pub kind: Kind,
+    /// The drawer it lies in.
+    pub namespace: Namespace,
+    /// The source.
+    pub source: String,
+    /// When it starts to be true.
+    pub valid_from: Timestamp,
+    /// The first 160 characters of its text.
+    pub text: String,
+    /// It is in quarantine.
+    #[serde(default)]
+    pub quarantined: bool,
+}
+
+result! {
+    /// The map.
+    MapResult {
+        /// The memories that have a vector, oldest first.
+        points: Vec<MapPoint>,
+        /// The share of the variance that each axis shows, 0 to 1.
+        explained: (f32, f32),
+        /// Memories that were looked at.
+        memories: u64,
+        /// Of those chosen, how many have no vector yet.
+        without_vector: u64,
+    }
+}
+
+params! {
     /// Lists the namespaces.
     #[derive(Default)]
     NamespaceListParams {}

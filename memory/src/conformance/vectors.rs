@@ -46,6 +46,7 @@ fn every_memory_waits_for_its_vectors(world: &World<'_>, generation: &EmbeddingG
     let second = world.remember(turn(2, "yes, on Sunday"));
     let pending = world.store.pending_embeddings(10).expect("lists");
     assert_eq!(pending.iter().map(|pending| pending.id).collect::<Vec<_>>(), [first.id, second.id]);
+    assert_eq!(world.store.vectors(&[second.id]).expect("reads"), [None], "none before it is made");
     let texts = &pending[1].texts;
     assert_eq!(texts.len(), 2, "the text, and the text with its context");
     assert!(texts[0].contains("on Sunday") && !texts[0].contains("sail"));
@@ -71,6 +72,9 @@ fn vectors_are_used_and_a_new_generation_makes_all_wait(world: &World<'_>, start
         assert!(recall.degraded.is_empty(), "{:?}", recall.degraded);
         recall.hits.into_iter().map(|hit| hit.memory.id).collect::<Vec<_>>()
     };
+    let kept = |id| world.store.vectors(&[id]).expect("reads")[0].clone();
+    assert_eq!(kept(cat.id), Some(vector(&[1.0, 0.1])), "the vector of the text alone");
+    assert_eq!(kept(MemoryId::from_bytes([7; 16])), None, "nobody has no vector");
     assert_eq!(ask(&vector(&[1.0, 0.0])), [cat.id], "found by meaning alone");
     assert_eq!(ask(&vector(&[0.0, 1.0])), [car.id]);
     let without = world.store.recall(&query, None, world.now()).expect("recalls");

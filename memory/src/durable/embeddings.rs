@@ -116,6 +116,18 @@ impl DurableStore {
         Ok(())
     }
 
+    /// The vector of the text alone of each memory.
+    pub(super) fn text_vectors(&self, ids: &[MemoryId]) -> Result<Vec<Option<Embedding>>, StoreError> {
+        self.check_open()?;
+        ids.iter()
+            .map(|id| {
+                let Some(bytes) = self.engine.get(Table::Embedding, id.as_bytes())? else { return Ok(None) };
+                let (_, views) = record::decode_embeddings(&bytes).map_err(corrupt(&self.folder))?;
+                Ok(views.into_iter().next())
+            })
+            .collect()
+    }
+
     pub(super) fn start_generation(&self, generation: &EmbeddingGeneration) -> Result<(), StoreError> {
         self.check_open()?;
         check_generation(generation)?;

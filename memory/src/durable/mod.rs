@@ -318,6 +318,10 @@ impl MemoryStore for DurableStore {
         self.put_embeddings(generation, embeddings)
     }
 
+    fn vectors(&self, ids: &[MemoryId]) -> Result<Vec<Option<Embedding>>, StoreError> {
+        self.text_vectors(ids)
+    }
+
     fn import(&self, memories: Vec<Memory>) -> Result<ImportReport, StoreError> {
         self.import_batch(memories)
     }

@@ -401,6 +401,11 @@ impl MemoryStore for InMemoryStore {
             .collect())
     }
 
+    fn vectors(&self, ids: &[MemoryId]) -> Result<Vec<Option<Embedding>>, StoreError> {
+        let inner = self.inner();
+        Ok(ids.iter().map(|id| inner.embeddings.get(id).and_then(|(_, views)| views.first().cloned())).collect())
+    }
+
     fn store_embeddings(
         &self,
         generation: &EmbeddingGeneration,

@@ -254,6 +254,27 @@ class AsyncApi:
         params: Dict[str, Any] = {}
         return await self._call("memory.stats", params, types.Stats, op_id=op_id, timeout=timeout, min_lsn=min_lsn)
 
+    async def map(
+        self,
+        *,
+        limit: Optional[int] = None,
+        namespace: Optional[str] = None,
+        op_id: Optional[str] = None,
+        timeout: Optional[float] = None,
+        min_lsn: Optional[int] = None,
+    ) -> types.MemoryMap:
+        """Lays memories out in a plane by their meaning.
+
+        - limit: At most this many, 1 to 5,000; 1,000 when missing. Of more, some are chosen evenly over
+          time.
+        - namespace: Only this namespace.
+        """
+        params: Dict[str, Any] = {
+            "limit": limit,
+            "namespace": namespace,
+        }
+        return await self._call("memory.map", params, types.MemoryMap, op_id=op_id, timeout=timeout, min_lsn=min_lsn)
+
     async def namespaces(
         self,
         *,

@@ -251,6 +251,30 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class MapPoint:
+    """One memory on the map."""
+
+    id: str
+    """The memory."""
+    kind: Kind
+    """What sort of thing it is."""
+    namespace: str
+    """The drawer it lies in."""
+    quarantined: bool
+    """It is in quarantine."""
+    source: str
+    """The source."""
+    text: str
+    """The first 160 characters of its text."""
+    valid_from: str
+    """When it starts to be true."""
+    x: float
+    """Its place from left to right, -1 to 1."""
+    y: float
+    """Its place from bottom to top, -1 to 1."""
+
+
+@dataclass(frozen=True)
 class MemoryView:
     """A memory."""
 
@@ -534,6 +558,20 @@ class Stats:
     """Replaced ones, kept for `as_of`."""
     namespaces: List[Tuple[str, int]] = field(default_factory=list)
     """Memories per namespace."""
+
+
+@dataclass(frozen=True)
+class MemoryMap:
+    """Result of `memory.map`: Lays memories out in a plane by their meaning."""
+
+    explained: Tuple[float, float]
+    """The share of the variance that each axis shows, 0 to 1."""
+    memories: int
+    """Memories that were looked at."""
+    without_vector: int
+    """Of those chosen, how many have no vector yet."""
+    points: List[MapPoint] = field(default_factory=list)
+    """The memories that have a vector, oldest first."""
 
 
 @dataclass(frozen=True)
