@@ -77,6 +77,18 @@ pub(crate) enum Command {
     Mcp,
     /// Add Mneme to the configuration of a program that speaks MCP.
     Install(InstallArgs),
+    /// Take Mneme out of the configuration of a program that speaks MCP, hooks included. Memories stay.
+    Uninstall(UninstallArgs),
+    /// Answer a session hook of an editor: reads its event from standard input, never blocks it, never fails.
+    Hook {
+        /// The event.
+        #[arg(value_enum)]
+        event: HookEvent,
+    },
+    /// Show memory, map, canvas and evolution in the browser, on this machine only.
+    Ui(UiArgs),
+    /// Show traffic, memories, uncertainty, training and adapters in the terminal.
+    Top(TopArgs),
     /// Print completions for a shell.
     Completions {
         /// The shell.
@@ -102,6 +114,7 @@ pub(crate) enum McpClient {
 }
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own on the command line")]
 pub(crate) struct InstallArgs {
     /// The program.
     #[arg(value_enum)]
@@ -112,9 +125,55 @@ pub(crate) struct InstallArgs {
     /// Write the configuration of the project in this folder instead of the user's.
     #[arg(long)]
     pub(crate) project: bool,
+    /// Also install session hooks: recall at the start and at each question, remember after each answer (claude-code).
+    #[arg(long)]
+    pub(crate) hooks: bool,
     /// Do not ask before the file is written.
     #[arg(short, long)]
     pub(crate) yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UninstallArgs {
+    /// The program.
+    #[arg(value_enum)]
+    pub(crate) client: McpClient,
+    /// Change the configuration of the project in this folder instead of the user's.
+    #[arg(long)]
+    pub(crate) project: bool,
+    /// Do not ask before a file is written.
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+}
+
+/// A session hook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HookEvent {
+    /// A session starts: recall how the user wants things to be, and the project.
+    SessionStart,
+    /// A question is put: recall what belongs to it.
+    Prompt,
+    /// An answer ended: remember question and answer.
+    Stop,
+    /// A session ends: remember what is not remembered yet.
+    SessionEnd,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UiArgs {
+    /// The port on 127.0.0.1; a free one when it is 0.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) port: u16,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    /// Ask the daemon this often (seconds, 0.1 to 60).
+    #[arg(short, long, default_value_t = 1.0)]
+    pub(crate) every: f64,
+    /// Draw once, print it as text and end.
+    #[arg(long)]
+    pub(crate) once: bool,
 }
 
 /// How far a memory is trusted.

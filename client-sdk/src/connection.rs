@@ -120,7 +120,11 @@ impl Connection {
         if self.is_closed() {
             return Err(ClientError::Disconnected);
         }
-        self.writer.lock().await.write_all(&line).await.map_err(|_| ClientError::Disconnected)?;
+        self.writer.lock().await.write_all(&line).await.map_err(|_| {
+            // Told here too: on a runtime that only runs within calls the reader may not have noticed yet.
+            self.closed.store(true, Ordering::Release);
+            ClientError::Disconnected
+        })?;
         let frame = receiver.await.map_err(|_| ClientError::Disconnected)?;
         if let Some(error) = frame.error {
             return Err(ClientError::Daemon(error));

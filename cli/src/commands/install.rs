@@ -1,6 +1,8 @@
-//! `mneme install`: adds `mneme mcp` to the configuration of a program that speaks MCP. Shows what changes, keeps the
-//! former file, and leaves everything else in it as it stands, spaces and order included.
+//! `mneme install`: adds `mneme mcp` to the configuration of a program that speaks MCP, and session hooks where it has them;
+//! `mneme uninstall` takes both away. Shows what changes, keeps the former file, and leaves everything else in it as it stands,
+//! spaces and order included.
 
+mod hooks;
 mod json;
 
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
@@ -10,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use super::Session;
-use crate::args::{InstallArgs, McpClient};
+use crate::args::{InstallArgs, McpClient, UninstallArgs};
 use crate::error::CommandError;
 use crate::output::{dim, good, line, note, safe};
 
@@ -52,6 +54,22 @@ impl McpClient {
         }
     }
 
+    /// Whether it has session hooks that can hand text to the model.
+    fn check_hooks(self) -> Result<(), CommandError> {
+        if self == Self::ClaudeCode {
+            return Ok(());
+        }
+        Err(CommandError::Usage {
+            problem: "--hooks is for claude-code: no other client hands a hook's words to the model".into(),
+            hint: Some("without hooks the prompt 'recall-first' of the server asks the model to recall".into()),
+        })
+    }
+
+    /// Where Claude Code keeps its hooks.
+    fn settings(home: &Path, project: bool) -> PathBuf {
+        if project { ".claude/settings.json".into() } else { home.join(".claude/settings.json") }
+    }
+
     /// The file below the home folder, or below a project.
     fn file(self, home: &Path, project: bool) -> Result<PathBuf, CommandError> {
         if project {
@@ -82,43 +100,94 @@ fn folder_of(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute())
 }
 
+/// Adds the server, and the hooks when they are asked for.
 pub(super) fn run(session: &Session, args: InstallArgs) -> Result<(), CommandError> {
+    let program = super::absolute(&std::env::current_exe()?)?;
     let mut arguments = vec![String::from("mcp")];
+    let mut hook = hooks::quoted(&program);
     if session.socket() != mneme_client_sdk::default_socket() || std::env::var_os("MNEME_SOCKET").is_some() {
-        arguments.extend([String::from("--socket"), super::absolute(session.socket())?]);
+        let socket = super::absolute(session.socket())?;
+        hook = format!("{hook} --socket {}", hooks::quoted(&socket));
+        arguments.extend([String::from("--socket"), socket]);
     }
-    let start = Start { command: super::absolute(&std::env::current_exe()?)?, arguments };
+    let start = Start { command: program, arguments };
     let form = args.client.form();
+    if args.hooks {
+        args.client.check_hooks()?;
+    }
     if args.print {
-        write!(std::io::stdout(), "{}", changed(form, "", &start)?.text().unwrap_or_default())?;
+        let text = if args.hooks { hooks::changed("", Some(&hook))? } else { changed(form, "", &start)? };
+        write!(std::io::stdout(), "{}", text.text().unwrap_or_default())?;
         return Ok(());
     }
     let home = folder_of("HOME").ok_or_else(|| CommandError::usage("HOME names no folder"))?;
-    let file = args.client.file(&home, args.project)?;
+    let mut files = vec![apply(session, &args.client.file(&home, args.project)?, args.yes, |former| {
+        changed(form, former, &start)
+    })?];
+    if args.hooks {
+        let settings = McpClient::settings(&home, args.project);
+        files.push(apply(session, &settings, args.yes, |former| hooks::changed(former, Some(&hook)))?);
+    }
+    tell(session, &files, "start the client again to use it")
+}
+
+/// Takes the server and the hooks away. Memories stay.
+pub(super) fn uninstall(session: &Session, args: &UninstallArgs) -> Result<(), CommandError> {
+    let home = folder_of("HOME").ok_or_else(|| CommandError::usage("HOME names no folder"))?;
+    let form = args.client.form();
+    let mut files =
+        vec![apply(session, &args.client.file(&home, args.project)?, args.yes, |former| without(form, former))?];
+    if args.client.check_hooks().is_ok() {
+        let settings = McpClient::settings(&home, args.project);
+        files.push(apply(session, &settings, args.yes, |former| hooks::changed(former, None))?);
+    }
+    tell(session, &files, "memories stay; 'mneme forget' is for them")
+}
+
+/// Shows a change, asks, and makes it. Returns what became of the file.
+fn apply(
+    session: &Session,
+    file: &Path,
+    yes: bool,
+    change: impl FnOnce(&str) -> Result<Change, CommandError>,
+) -> Result<Value, CommandError> {
     // A link to a file that is kept elsewhere stays a link.
-    let file = file.canonicalize().unwrap_or(file);
+    let file = file.canonicalize().unwrap_or_else(|_| file.to_owned());
     let former = read(&file)?;
-    let Change::Write(text) = changed(form, former.as_deref().unwrap_or_default(), &start)
-        .map_err(|error| CommandError::usage(format!("{}: {error}", file.display())))?
-    else {
-        session.out.remark(format!("{} has it already", file.display()));
-        return session.out.result(&json!({"file": file, "changed": false}), |_| {});
+    let changed = change(former.as_deref().unwrap_or_default()).map_err(|error| {
+        let hint = error.hint();
+        CommandError::Usage { problem: format!("{}: {error}", file.display()), hint }
+    })?;
+    let Change::Write(text) = changed else {
+        session.out.remark(format!("{} needs no change", file.display()));
+        return Ok(json!({"file": file, "changed": false}));
     };
     note(&format!("{}:", file.display()));
     for row in difference(former.as_deref().unwrap_or_default(), &text) {
         note(&safe(&row));
     }
-    if !args.yes {
+    if !yes {
         confirm()?;
     }
     let backup = store(&file, former.is_some(), &text)?;
-    let told = json!({"file": file, "changed": true, "backup": backup});
+    Ok(json!({"file": file, "changed": true, "backup": backup}))
+}
+
+fn tell(session: &Session, files: &[Value], next: &str) -> Result<(), CommandError> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let changed = files.iter().any(|file| file["changed"] == true);
+    // One file is told as one object, as it always was.
+    let told = if let [file] = files { file.clone() } else { json!({"changed": changed, "files": files}) };
     session.out.result(&told, |_| {
-        line(format!("{} {}", good("written"), file.display()));
-        if let Some(backup) = &backup {
-            line(dim(format!("the former file is {}", backup.display())));
+        for file in files.iter().filter(|file| file["changed"] == true) {
+            line(format!("{} {}", good("written"), text(&file["file"])));
+            if file["backup"].is_string() {
+                line(dim(format!("the former file is {}", text(&file["backup"]))));
+            }
         }
-        line(dim("start the client again to use it"));
+        if changed {
+            line(dim(next));
+        }
     })
 }
 
@@ -149,6 +218,25 @@ fn changed(form: Form, former: &str, start: &Start) -> Result<Change, CommandErr
             Ok(text.map_or(Change::None, Change::Write))
         }
         Form::Toml => with_table(former, start),
+    }
+}
+
+/// The text of a configuration without the server.
+fn without(form: Form, former: &str) -> Result<Change, CommandError> {
+    match form {
+        Form::Json { key, .. } => {
+            let text = json::without_entry(former, key, NAME).map_err(CommandError::usage)?;
+            Ok(text.map_or(Change::None, Change::Write))
+        }
+        Form::Toml => {
+            let broken = |problem: String| CommandError::usage(format!("file cannot be changed: {problem}"));
+            let mut document: toml_edit::DocumentMut = former.parse().map_err(|error| broken(format!("{error}")))?;
+            let servers = document.get_mut("mcp_servers").and_then(toml_edit::Item::as_table_like_mut);
+            Ok(match servers.and_then(|servers| servers.remove(NAME)) {
+                Some(_) => Change::Write(document.to_string()),
+                None => Change::None,
+            })
+        }
     }
 }
 
@@ -355,6 +443,21 @@ mod tests {
                 args = ["mcp"]
             "#]],
         );
+    }
+
+    #[test]
+    fn what_was_installed_is_taken_out_again() {
+        for (client, former) in [
+            (McpClient::Cursor, "{\"mcpServers\": {\"b\": 1}}"),
+            (McpClient::Vscode, "{\"servers\": {}, \"inputs\": []}"),
+            (McpClient::Codex, "model = \"m\"\n\n[mcp_servers.other]\ncommand = \"x\" # keep\n"),
+        ] {
+            let with = changed(client.form(), former, &start()).unwrap().text().unwrap();
+            let back = without(client.form(), &with).unwrap().text().unwrap();
+            assert_eq!(back.split_whitespace().collect::<String>(), former.split_whitespace().collect::<String>());
+            assert_eq!(without(client.form(), &back).unwrap(), Change::None);
+        }
+        assert_eq!(without(McpClient::Codex.form(), "").unwrap(), Change::None);
     }
 
     #[test]

@@ -4,13 +4,16 @@ mod config;
 mod doctor;
 mod evolve;
 mod generate;
+mod hook;
 mod install;
 mod mcp;
 mod memory;
 mod service;
 mod status;
 mod task;
+mod top;
 mod transfer;
+mod ui;
 mod watch;
 
 use std::io::Write as _;
@@ -76,6 +79,13 @@ pub(crate) fn run(arguments: Arguments, out: Output) -> Result<ExitCode, Command
         Command::Config(command) => config::run(&session, command),
         Command::Mcp => return mcp::run(&session),
         Command::Install(args) => install::run(&session, args),
+        Command::Uninstall(args) => install::uninstall(&session, &args),
+        Command::Hook { event } => {
+            hook::run(&session, event);
+            Ok(())
+        }
+        Command::Ui(args) => ui::run(&session, &args),
+        Command::Top(args) => top::run(&session, &args),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "mneme", &mut text);

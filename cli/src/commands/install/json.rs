@@ -42,6 +42,60 @@ pub(super) fn with_entry(former: &str, key: &str, name: &str, entry: &Value) -> 
     }
 }
 
+/// The text without `{key: {name: ...}}`; `None` when it is not there. Read back like [`with_entry`].
+pub(super) fn without_entry(former: &str, key: &str, name: &str) -> Result<Option<String>, String> {
+    if former.trim().is_empty() {
+        return Ok(None);
+    }
+    let parsed: Value = serde_json::from_str(former).map_err(|error| format!("file is not JSON: {error}"))?;
+    let mut wanted = parsed.as_object().ok_or("file is not a JSON object")?.clone();
+    match wanted.get_mut(key) {
+        None => return Ok(None),
+        Some(Value::Object(servers)) => {
+            if servers.remove(name).is_none() {
+                return Ok(None);
+            }
+        }
+        Some(_) => return Err(format!("{key:?} is not an object")),
+    }
+    let root = former.len() - former.trim_start().len();
+    let unsafe_edit = || String::from("file cannot be changed safely: a key may stand there twice");
+    let servers = member(former, root, key).ok_or_else(unsafe_edit)?;
+    let value = member(former, servers.start, name).ok_or_else(unsafe_edit)?;
+    let text = cut_member(former, servers.start, &value);
+    match serde_json::from_str::<Value>(&text) {
+        Ok(Value::Object(found)) if found == wanted => Ok(Some(text)),
+        _ => Err(unsafe_edit()),
+    }
+}
+
+/// Cuts the member whose value stands at `value` out of the object that starts at `at`, with one of its commas.
+fn cut_member(text: &str, at: usize, value: &Range<usize>) -> String {
+    let bytes = text.as_bytes();
+    // The member before it ends where the last comma or the brace before its name stands.
+    let (mut place, mut start) = (at + 1, at + 1);
+    loop {
+        let name = space(bytes, place);
+        let colon = space(bytes, value_end(bytes, name));
+        let first = space(bytes, colon + 1);
+        if first == value.start || name >= value.start {
+            break;
+        }
+        let comma = space(bytes, value_end(bytes, first));
+        (place, start) = (comma + 1, comma);
+    }
+    let after = space(bytes, value.end);
+    if bytes.get(after) == Some(&b',') && start == at + 1 {
+        // The first of several: its comma goes with it, and what stands before the next name takes its place.
+        return format!("{}{}", &text[..start], &text[after + 1..]);
+    }
+    if start == at + 1 {
+        // The only one: the object becomes `{}`.
+        return format!("{}{}", &text[..start], &text[after..]);
+    }
+    format!("{}{}", &text[..start], &text[value.end..])
+}
+
 /// An entry on one line, `{"a": 1, "b": [2]}`, with its members in the order `type`, `command`, `args`.
 fn compact(entry: &Value) -> String {
     let Some(members) = entry.as_object() else { return entry.to_string() };
@@ -133,4 +187,42 @@ fn value_end(bytes: &[u8], start: usize) -> usize {
         place += 1;
     }
     place
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_was_put_in_is_taken_out_and_the_rest_stays_byte_for_byte() {
+        for former in [
+            "{\n  \"servers\": {\n    \"a\": {\"x\": [1,  2]},\n    \"b\": \"}\\\"\"\n  },\n  \"z\": null\n}\n",
+            "{\"servers\": {\"a\": 1}, \"z\": 2}",
+            "{\n\t\"z\": 1,\n\t\"servers\": {\"a\": 1}\n}",
+        ] {
+            let with = with_entry(former, "servers", "mneme", &json!({"command": "x"})).unwrap().unwrap();
+            let without = without_entry(&with, "servers", "mneme").unwrap().unwrap();
+            assert_eq!(without.split_whitespace().collect::<String>(), former.split_whitespace().collect::<String>());
+            assert_eq!(without_entry(&without, "servers", "mneme").unwrap(), None, "a second time changes nothing");
+            let last = without_entry(former, "servers", "a").unwrap().unwrap();
+            assert!(serde_json::from_str::<Value>(&last).is_ok(), "{last}");
+        }
+    }
+
+    #[test]
+    fn the_middle_the_last_and_the_only_member_are_taken_out() {
+        let text = r#"{"s": {"a": 1, "mneme": {"q": "\"}"}, "b": [2]}}"#;
+        assert_eq!(without_entry(text, "s", "mneme").unwrap().unwrap(), r#"{"s": {"a": 1, "b": [2]}}"#);
+        assert_eq!(
+            without_entry(r#"{"s": {"a": 1, "mneme": 2}}"#, "s", "mneme").unwrap().unwrap(),
+            r#"{"s": {"a": 1}}"#
+        );
+        assert_eq!(without_entry(r#"{"s": {"mneme": 2 } }"#, "s", "mneme").unwrap().unwrap(), r#"{"s": {} }"#);
+        assert_eq!(without_entry("{}", "s", "mneme").unwrap(), None);
+        assert!(without_entry("{", "s", "mneme").is_err() && without_entry(r#"{"s": 1}"#, "s", "mneme").is_err());
+        let twice = r#"{"s": {"mneme": 1, "mneme": 2}}"#;
+        assert!(without_entry(twice, "s", "mneme").is_err(), "what stands there twice is left alone");
+    }
 }
