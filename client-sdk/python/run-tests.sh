@@ -9,7 +9,7 @@ if ! command -v "$python" >/dev/null 2>&1; then
     exit 0
 fi
 venv=${XDG_CACHE_HOME:-$HOME/.cache}/mneme/python-tests
-wanted="pytest>=8,<10 mypy>=1.8,<3 mcp>=2,<3"
+wanted="pytest>=8,<10 mypy>=1.8,<3 mcp>=2,<3 langgraph>=1,<2 langchain-core>=1,<2"
 if [ ! -e "$venv/wanted" ] || [ "$(cat "$venv/wanted")" != "$wanted" ]; then
     rm -rf "$venv"
     # shellcheck disable=SC2086 # the list is meant to be split

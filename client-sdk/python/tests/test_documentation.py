@@ -25,21 +25,26 @@ def run(daemon: Daemon, *arguments: str) -> str:
 
 
 def test_the_readme_has_its_snippets() -> None:
-    assert len(SNIPPETS) == 3
+    assert len(SNIPPETS) == 4
     assert EXAMPLES
 
 
 @pytest.mark.parametrize(
     ("number", "said"),
-    [(0, "Ada drinks her tea at four"), (1, "note 7"), (2, "I am allergic to nuts")],
+    [(0, "Ada drinks her tea at four"), (1, "note 7"), (2, "I am allergic to nuts"), (3, "tea Ada drinks her tea at four")],
 )
 def test_snippets_of_the_readme_run_word_for_word(own_daemon: Daemon, number: int, said: str) -> None:
+    if "langgraph" in SNIPPETS[number]:
+        pytest.importorskip("langgraph", reason="the package langgraph is not installed")
     assert said in run(own_daemon, "-c", SNIPPETS[number])
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_examples_run(own_daemon: Daemon, example: Path) -> None:
-    expected = re.findall(r"^# prints: (.+)$", example.read_text(encoding="utf-8"), re.M)
+    text = example.read_text(encoding="utf-8")
+    for package in re.findall(r"^# needs: (.+)$", text, re.M):
+        pytest.importorskip(package, reason=f"the package {package} is not installed")
+    expected = re.findall(r"^# prints: (.+)$", text, re.M)
     assert expected
     printed = run(own_daemon, str(example))
     for line in expected:
