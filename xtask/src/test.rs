@@ -137,7 +137,14 @@ impl Suite<'_> {
         self.step("programs for the clients", |root| {
             let mut command = cargo(root);
             // With the same members as the tests, so that the same features are on and nothing is built twice.
-            command.arg("build").args(members).args(["--bin", "mnemed", "--bin", "mneme"]);
+            command.arg("build").args(members).args([
+                "--bin",
+                "mnemed",
+                "--bin",
+                "mneme",
+                "--bin",
+                "mneme-engine-fake",
+            ]);
             Ok(Outcome::Check { passed: status(&mut command)?.success() })
         });
         for script in client_scripts(self.root) {
@@ -149,6 +156,7 @@ impl Suite<'_> {
                     .arg(&script)
                     .env("MNEMED", programs.join("mnemed"))
                     .env("MNEME", programs.join("mneme"))
+                    .env("MNEME_ENGINE_FAKE", programs.join("mneme-engine-fake"))
                     .current_dir(script.parent().unwrap_or(root));
                 Ok(Outcome::Check { passed: status(&mut command)?.success() })
             });
@@ -270,10 +278,14 @@ fn strip_colours(line: &str) -> String {
     out
 }
 
+/// Suites that are not cargo's: a folder of a client or of the end-to-end suite with a `run-tests.sh`.
 fn client_scripts(root: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs_err::read_dir(root.join("client-sdk")) else { return Vec::new() };
-    let mut scripts: Vec<_> =
-        entries.flatten().map(|entry| entry.path().join("run-tests.sh")).filter(|script| script.is_file()).collect();
+    let mut scripts: Vec<_> = ["client-sdk", "tests"]
+        .iter()
+        .filter_map(|folder| fs_err::read_dir(root.join(folder)).ok())
+        .flat_map(|entries| entries.flatten().map(|entry| entry.path().join("run-tests.sh")))
+        .filter(|script| script.is_file())
+        .collect();
     scripts.sort();
     scripts
 }
