@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use tch::{Device, Tensor};
 
 use crate::error::{ModelError, Result};
-use crate::nn::adapter::{Adapter, LowRank, RANK_MAX, Slot};
+use crate::nn::adapter::{Adapter, LowRank, RANK_MAX, Reach, Slot};
 use crate::nn::backbone::BackboneConfig;
 
 /// The file inside an adapter's folder.
@@ -17,18 +17,28 @@ pub const NAME: &str = "adapter.safetensors";
 /// What the metadata must say, so that another program's adapter is not misread.
 const FORMAT: &str = "mneme-lora/1";
 
+/// How numbers are kept in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// As they are.
+    F32,
+    /// In half the bytes; enough for factors that are not trained on.
+    F16,
+}
+
 /// Writes an adapter so that a crash leaves the old file or the new one.
 ///
-/// `job`: what it was trained by, so that the same job is not done twice.
-pub fn write(folder: &Path, adapter: &Adapter, base_hash: ContentHash, job: ContentHash) -> Result<()> {
+/// `job`: what it was trained by, so that the same job is not done twice. `kind`: how its numbers are kept.
+pub fn write(folder: &Path, adapter: &Adapter, base_hash: ContentHash, job: ContentHash, kind: Stored) -> Result<()> {
     let tensors = adapter.named().into_iter().map(|(name, tensor)| (name, tensor.shallow_clone())).collect();
     let metadata = [
         ("format", FORMAT.to_owned()),
         ("base_hash", base_hash.to_string()),
         ("job", job.to_string()),
         ("strength", adapter.strength.to_string()),
+        ("reach", adapter.reach.name().to_owned()),
     ];
-    let bytes = encode(&metadata, tensors)?;
+    let bytes = encode(&metadata, tensors, kind)?;
     fs_err::create_dir_all(folder)?;
     replace(&folder.join(NAME), &bytes)
 }
@@ -74,7 +84,21 @@ pub fn read(folder: &Path, config: &BackboneConfig, base_hash: ContentHash, devi
         };
         layers.push([slot(Slot::Qkv)?, slot(Slot::Output)?, slot(Slot::GateUp)?, slot(Slot::Down)?]);
     }
-    Ok(Adapter { layers, strength })
+    let reach = match said("reach") {
+        None => Reach::Everywhere,
+        Some(name) => {
+            [Reach::Everywhere, Reach::Undecided].into_iter().find(|reach| reach.name() == name).ok_or_else(|| {
+                ModelError::load(what(), format!("its reach is {name:?}, known are everywhere and undecided"))
+            })?
+        }
+    };
+    let mask = match file.find("mask") {
+        None => None,
+        Some(_) => {
+            Some(Tensor::f_from_slice(&file.to_f32_shaped("mask", &[config.hidden as usize])?)?.f_to_device(device)?)
+        }
+    };
+    Ok(Adapter { layers, strength, reach, mask })
 }
 
 /// The hash of an adapter's file; `None` when there is none.
@@ -84,7 +108,7 @@ pub fn hash(folder: &Path) -> Result<Option<ContentHash>> {
 }
 
 /// Encodes f32 tensors as safetensors: the length of the header, the header, the bytes in order.
-pub(crate) fn encode(metadata: &[(&str, String)], tensors: Vec<(String, Tensor)>) -> Result<Vec<u8>> {
+pub(crate) fn encode(metadata: &[(&str, String)], tensors: Vec<(String, Tensor)>, kind: Stored) -> Result<Vec<u8>> {
     let mut header = Map::new();
     let metadata: Map<String, Value> = metadata.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
     header.insert("__metadata__".into(), Value::Object(metadata));
@@ -92,8 +116,17 @@ pub(crate) fn encode(metadata: &[(&str, String)], tensors: Vec<(String, Tensor)>
     for (name, tensor) in tensors {
         let values = crate::generator::rows_of(&tensor.f_detach()?.f_to_device(Device::Cpu)?)?;
         let start = data.len();
-        data.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-        header.insert(name, json!({"dtype": "F32", "shape": tensor.size(), "data_offsets": [start, data.len()]}));
+        let dtype = match kind {
+            Stored::F32 => {
+                data.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+                "F32"
+            }
+            Stored::F16 => {
+                data.extend(values.iter().flat_map(|value| half::f16::from_f32(*value).to_le_bytes()));
+                "F16"
+            }
+        };
+        header.insert(name, json!({"dtype": dtype, "shape": tensor.size(), "data_offsets": [start, data.len()]}));
     }
     let mut text = serde_json::to_vec(&header).map_err(std::io::Error::other)?;
     text.resize(text.len().next_multiple_of(8), b' ');

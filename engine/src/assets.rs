@@ -2,18 +2,35 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::adapter_file;
 use crate::error::{ModelError, Result};
 
 /// The folder that set-up fills.
 #[derive(Debug, Clone)]
 pub struct Assets {
     root: PathBuf,
+    /// Where adapter zero lies; `None` leaves it out.
+    adapter_zero: Option<PathBuf>,
 }
 
 impl Assets {
     /// Uses this folder.
     pub fn at(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        let root = root.into();
+        let adapter_zero = Some(root.join("models/adapter-zero"));
+        Self { root, adapter_zero }
+    }
+
+    /// The same with adapter zero from another folder.
+    #[must_use]
+    pub fn with_adapter_zero(self, folder: impl Into<PathBuf>) -> Self {
+        Self { adapter_zero: Some(folder.into()), ..self }
+    }
+
+    /// The same without adapter zero.
+    #[must_use]
+    pub fn without_adapter_zero(self) -> Self {
+        Self { adapter_zero: None, ..self }
     }
 
     /// Looks for the folder: the one given, else `.assets` beside or above the working directory and the program.
@@ -55,7 +72,7 @@ impl Assets {
     }
 
     /// The adapter that turns the base generator into a diffusion model, when there is one.
-    pub fn adapter_zero(&self) -> PathBuf {
-        self.root.join("models/adapter-zero")
+    pub fn adapter_zero(&self) -> Option<&Path> {
+        self.adapter_zero.as_deref().filter(|folder| folder.join(adapter_file::NAME).is_file())
     }
 }

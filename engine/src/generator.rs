@@ -78,7 +78,8 @@ impl Generator {
         std::io::copy(&mut std::io::BufReader::with_capacity(1 << 20, file), &mut hasher)?;
         let weights = ContentHash::from_bytes(*hasher.finalize().as_bytes());
         // An adapter trained on top of adapter zero means nothing without it.
-        let base = match adapter_file::hash(&assets.adapter_zero())? {
+        let zero = assets.adapter_zero().map(adapter_file::hash).transpose()?.flatten();
+        let base = match zero {
             Some(zero) => ContentHash::of(&[weights.as_bytes().as_slice(), zero.as_bytes()].concat()),
             None => weights,
         };
@@ -98,12 +99,8 @@ impl Generator {
         };
         let backbone = load::llama_from_gguf(&file, i64::from(special.mask), true, runtime)?;
         let zero = assets.adapter_zero();
-        let adapter_zero = if zero.join(adapter_file::NAME).is_file() {
-            let adapter = adapter_file::read(&zero, &backbone.config, hashes.weights, runtime.device)?;
-            Some(Arc::new(Mutex::new(adapter)))
-        } else {
-            None
-        };
+        let read = |folder| adapter_file::read(folder, &backbone.config, hashes.weights, runtime.device);
+        let adapter_zero = zero.map(read).transpose()?.map(|adapter| Arc::new(Mutex::new(adapter)));
         let vocabulary = backbone.config.vocabulary as usize;
         let folder = assets.conditioner();
         let conditioner = if folder.join(conditioner::NAME).is_file() {

@@ -2,13 +2,15 @@
 //! memory store or of actors.
 //!
 //! Reading order: [`runtime`] and [`assets`] (where it runs and what it loads), [`nn`] and [`load`] (the networks),
-//! [`embedder`], [`generator`], [`generate`], [`score`], [`adapter_file`], [`train`], [`engine`] (all of it behind the daemon's trait).
+//! [`embedder`], [`generator`], [`generate`], [`score`], [`adapter_file`], [`train`], [`engine`] (all of it behind the daemon's
+//! trait), [`evaluate`].
 
 pub mod adapter_file;
 pub mod assets;
 pub mod embedder;
 pub mod engine;
 pub mod error;
+pub mod evaluate;
 pub mod generate;
 pub mod generator;
 pub mod load;

@@ -44,12 +44,11 @@ enum Command {
     Serve,
     /// Runs one training job: events as JSON lines on standard output, the result beside the job. SIGTERM makes it write a
     /// checkpoint and leave; the same job goes on from there.
-    Train {
-        /// The job as JSON.
-        job: PathBuf,
-    },
-    /// Measures perplexity of a text left to right and by diffusion.
+    Train(commands::train::Arguments),
+    /// Measures perplexity left to right and by diffusion, holes filled and drafts kept.
     Eval(commands::eval::Arguments),
+    /// Draws the learning curve of a run.
+    Curve(commands::curve::Arguments),
     /// Generates text once and prints it: a quick look at the model.
     Generate(commands::generate::Arguments),
     /// Measures speed and memory on this machine.
@@ -98,12 +97,17 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
         Weights::Int4 => Precision::Int4,
     });
     let runtime = Runtime::start(arguments.threads, precision);
+    // A drawing needs no models.
+    if let Command::Curve(arguments) = &arguments.command {
+        return commands::curve::run(arguments);
+    }
     let assets = Assets::find(arguments.assets.as_deref())?;
     match arguments.command {
         Command::Serve => serve(assets, runtime),
-        Command::Train { job } => commands::train::run(&job, assets, runtime.trainable()),
+        Command::Train(arguments) => commands::train::run(&arguments, assets, runtime.trainable()),
         Command::Eval(arguments) => commands::eval::run(&arguments, assets, runtime),
         Command::Generate(arguments) => commands::generate::run(&arguments, assets, runtime),
+        Command::Curve(arguments) => commands::curve::run(&arguments),
         Command::Bench(arguments) => commands::bench::run(&arguments, assets, runtime),
     }
 }

@@ -56,9 +56,8 @@ impl Session<'_> {
             let left = hole.max - begun;
             let drafted = size.min(left);
             let may_stop = |place: usize| hole.may_stop && begun + place >= hole.min;
-            let window: Vec<u32> = pending.iter().copied().chain(std::iter::repeat_n(mask, drafted)).collect();
             let decided = usize::from(pending.is_some());
-            let hidden = self.ensemble.peek(&window, Visibility::Draft { decided })?;
+            let hidden = self.ensemble.peek_undecided(pending.as_slice(), &vec![mask; drafted], true)?;
             let places: Vec<usize> = (decided..decided + drafted).collect();
             let mut rows = self.ensemble.rows(Some(&hidden), &places)?;
             self.ensemble.commit(&hidden, decided)?;

@@ -14,14 +14,13 @@ use crate::generate::ar::Fill;
 use crate::generate::constrain::{Automaton, refused as constrained};
 use crate::generate::plan::PlanPiece;
 use crate::generate::session::{Decided, Session};
-use crate::nn::visibility::Visibility;
 
 /// Tokens of a block at the end of a canvas: the network was adapted on blocks up to this size.
 const CONTINUATION_BLOCK: usize = 8;
 /// Tokens of a block inside a text, where both sides are known.
 const INFILL_BLOCK: usize = 32;
-/// Text after the last hole that the network sees.
-const SUFFIX_TOKENS_MAX: usize = 256;
+/// Text after the last hole that the network sees: as much as adapter zero was trained with.
+const SUFFIX_TOKENS_MAX: usize = 32;
 
 /// What diffusion is told besides the canvas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,7 +92,9 @@ impl Session<'_> {
                 self.feed(&settled)?;
                 read = start;
             }
-            let hidden = self.ensemble.peek(&sampler.canvas().tokens()[start..end], Visibility::All)?;
+            let window = &sampler.canvas().tokens()[start..end];
+            let is_open = window.iter().all(|token| *token == self.generator.special.mask);
+            let hidden = self.ensemble.peek_undecided(&[], window, is_open)?;
             let places: Vec<usize> = wanted.iter().map(|position| position - start).collect();
             let mut rows = self.ensemble.rows(Some(&hidden), &places)?;
             let vocabulary = self.ensemble.vocabulary();

@@ -36,7 +36,27 @@ pub struct Ensemble<'a> {
 
 /// Hidden states of one window, for every stream.
 #[derive(Debug)]
-pub struct Hidden(Vec<Tensor>);
+pub struct Hidden {
+    states: Vec<Tensor>,
+    carry: Option<Carry>,
+}
+
+/// The row that stands before undecided tokens.
+#[derive(Debug, Clone, Copy)]
+struct Carry {
+    /// Decided tokens before it.
+    decided: usize,
+    /// Whether it predicts the first undecided token; otherwise the decided row does, exactly.
+    leads: bool,
+}
+
+impl Hidden {
+    /// The row that predicts a place, counted with the prefix's last as row 0.
+    fn row_of(&self, place: usize) -> i64 {
+        let is_behind = |carry: Carry| place > carry.decided || (place == carry.decided && carry.leads);
+        place as i64 + i64::from(self.carry.is_some_and(is_behind))
+    }
+}
 
 /// A place in all streams.
 #[derive(Debug)]
@@ -109,7 +129,7 @@ impl<'a> Ensemble<'a> {
         let mut losses: Vec<Vec<f64>> = Vec::new();
         between()?;
         let hidden = self.peek(evidence, Visibility::Causal)?;
-        for (member, hidden) in self.members.iter().zip(&hidden.0) {
+        for (member, hidden) in self.members.iter().zip(&hidden.states) {
             let rows = match member.tail() {
                 Ok(tail) => Tensor::f_cat(&[tail, &hidden.f_narrow(0, 0, evidence.len() as i64 - 1)?], 0)?,
                 Err(_) => hidden.f_narrow(0, 0, evidence.len() as i64)?,
@@ -141,12 +161,26 @@ impl<'a> Ensemble<'a> {
     /// Evaluates a window behind the prefix without committing it.
     pub fn peek(&mut self, tokens: &[u32], visibility: Visibility<'_>) -> Result<Hidden> {
         self.evaluations += 1;
-        Ok(Hidden(self.streams().map(|stream| stream.peek(tokens, visibility)).collect::<Result<_>>()?))
+        let states = self.streams().map(|stream| stream.peek(tokens, visibility)).collect::<Result<_>>()?;
+        Ok(Hidden { states, carry: None })
+    }
+
+    /// Evaluates decided tokens, left to right, and undecided ones behind them that see everything. With nothing decided behind
+    /// it, `is_open`, the first undecided token comes exactly from the row before it.
+    pub fn peek_undecided(&mut self, decided: &[u32], undecided: &[u32], is_open: bool) -> Result<Hidden> {
+        self.evaluations += 1;
+        let (mut states, mut has_carry) = (Vec::new(), false);
+        for stream in self.streams() {
+            let (hidden, carries) = stream.peek_undecided(decided, undecided)?;
+            states.push(hidden);
+            has_carry = carries;
+        }
+        Ok(Hidden { states, carry: has_carry.then_some(Carry { decided: decided.len(), leads: !is_open }) })
     }
 
     /// Commits the first `count` tokens of a window that was peeked at causally.
     pub fn commit(&mut self, hidden: &Hidden, count: usize) -> Result<()> {
-        self.streams().zip(&hidden.0).try_for_each(|(stream, hidden)| stream.commit(hidden, count))
+        self.streams().zip(&hidden.states).try_for_each(|(stream, hidden)| stream.commit(hidden, count))
     }
 
     /// Remembers where all streams stand.
@@ -171,9 +205,10 @@ impl<'a> Ensemble<'a> {
     /// # Shapes
     /// `[places, vocabulary]`.
     pub fn rows(&mut self, window: Option<&Hidden>, places: &[usize]) -> Result<Vec<f32>> {
-        let index: Vec<i64> = places.iter().map(|place| *place as i64).collect();
+        let row_of = |place: &usize| window.map_or(*place as i64, |hidden| hidden.row_of(*place));
+        let index: Vec<i64> = places.iter().map(row_of).collect();
         let read = |stream: &Stream<'a>, number: usize| -> Result<Vec<f32>> {
-            let rows = match window.and_then(|hidden| hidden.0.get(number)) {
+            let rows = match window.and_then(|hidden| hidden.states.get(number)) {
                 Some(hidden) => Tensor::f_cat(&[stream.tail()?, hidden], 0)?,
                 None => stream.tail()?.shallow_clone(),
             };

@@ -26,13 +26,18 @@ pub struct Stream<'a> {
     memories: Option<Tensor>,
     /// `[1, hidden]`: by the shift, the logits of the next position come from it.
     tail: Option<Tensor>,
+    /// The last committed token: it is seen once more by what is undecided after it.
+    last: Option<u32>,
+    /// The window that was evaluated last.
+    window: Vec<u32>,
 }
 
 impl<'a> Stream<'a> {
     /// An empty stream for texts up to `tokens_max` tokens.
     pub fn new(generator: &'a Generator, adapters: Vec<Arc<SharedAdapter>>, tokens_max: usize) -> Result<Self> {
-        let cache = generator.backbone().cache(tokens_max as i64)?;
-        Ok(Self { generator, adapters, memories: None, cache, tail: None })
+        // One more for the carry of a window that fills the rest.
+        let cache = generator.backbone().cache(tokens_max as i64 + 1)?;
+        Ok(Self { generator, adapters, memories: None, cache, tail: None, last: None, window: Vec::new() })
     }
 
     /// Lets the network attend to memories, given by their embeddings; without a conditioner it cannot.
@@ -62,14 +67,36 @@ impl<'a> Stream<'a> {
         self.peek_at(tokens, &places, visibility)
     }
 
+    /// Evaluates decided tokens, left to right, and undecided ones behind them that see everything. A model that was adapted to
+    /// masked diffusion reads the decided token before the first undecided one once more, as its carry: a row that sees what is
+    /// known after it. Returns whether there is one; it is the row after the decided ones.
+    pub fn peek_undecided(&mut self, decided: &[u32], undecided: &[u32]) -> Result<(Tensor, bool)> {
+        let carry = decided.last().copied().or(self.last).filter(|_| self.generator.adapter_zero.is_some());
+        let tokens: Vec<u32> = decided.iter().chain(&carry).chain(undecided).copied().collect();
+        let start = self.cache.len();
+        let first = start + decided.len() as i64 - i64::from(carry.is_some());
+        let positions: Vec<i64> = (start..start + decided.len() as i64)
+            .chain((0..(tokens.len() - decided.len()) as i64).map(|place| first + place))
+            .collect();
+        let visibility =
+            if decided.is_empty() { Visibility::All } else { Visibility::Draft { decided: decided.len() } };
+        Ok((self.evaluate(&tokens, &positions, visibility)?, carry.is_some()))
+    }
+
     /// As [`Stream::peek`], with the place of each token counted from the end of the prefix: several texts in one window each
     /// start at place 0.
     pub fn peek_at(&mut self, tokens: &[u32], places: &[usize], visibility: Visibility<'_>) -> Result<Tensor> {
-        let _guard = tch::no_grad_guard();
         let start = self.cache.len();
-        let ids: Vec<i64> = tokens.iter().map(|token| i64::from(*token)).collect();
         let positions: Vec<i64> = places.iter().map(|place| start + *place as i64).collect();
-        let window = Window { tokens: &ids, positions: &positions, visibility };
+        self.evaluate(tokens, &positions, visibility)
+    }
+
+    fn evaluate(&mut self, tokens: &[u32], positions: &[i64], visibility: Visibility<'_>) -> Result<Tensor> {
+        let _guard = tch::no_grad_guard();
+        let ids: Vec<i64> = tokens.iter().map(|token| i64::from(*token)).collect();
+        self.window.clear();
+        self.window.extend(tokens);
+        let window = Window { tokens: &ids, positions, visibility };
         let backbone = self.generator.backbone();
         let held: Vec<_> = self.adapters.iter().map(|one| one.lock().unwrap_or_else(PoisonError::into_inner)).collect();
         let adapters: Vec<_> = held.iter().map(|adapter| &**adapter).collect();
@@ -82,6 +109,7 @@ impl<'a> Stream<'a> {
     pub fn commit(&mut self, hidden: &Tensor, count: usize) -> Result<()> {
         if count > 0 {
             self.tail = Some(hidden.f_narrow(0, count as i64 - 1, 1)?);
+            self.last = self.window.get(count - 1).copied();
             self.cache.commit(count as i64);
         }
         Ok(())
@@ -149,13 +177,14 @@ impl<'a> Stream<'a> {
 
     /// Remembers where the stream stands.
     pub fn mark(&self) -> Result<Mark> {
-        Ok(Mark { len: self.cache.len(), tail: self.tail.as_ref().map(Tensor::shallow_clone) })
+        Ok(Mark { len: self.cache.len(), tail: self.tail.as_ref().map(Tensor::shallow_clone), last: self.last })
     }
 
     /// Forgets what was committed after a mark.
     pub fn rewind(&mut self, mark: &Mark) {
         self.cache.truncate(mark.len);
         self.tail = mark.tail.as_ref().map(Tensor::shallow_clone);
+        self.last = mark.last;
     }
 }
 
@@ -164,4 +193,5 @@ impl<'a> Stream<'a> {
 pub struct Mark {
     len: i64,
     tail: Option<Tensor>,
+    last: Option<u32>,
 }

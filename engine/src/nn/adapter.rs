@@ -1,5 +1,7 @@
 //! Low-rank adapters (LoRA, Hu et al. 2021) beside the frozen weights of every linear layer.
 
+use std::ops::Range;
+
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{ModelError, Result};
@@ -82,14 +84,33 @@ impl LowRank {
     pub(crate) fn forward(&self, x: &Tensor, kind: Kind) -> Result<Tensor> {
         let down = x.f_linear(&self.a.f_to_kind(kind)?, None::<&Tensor>)?;
         let mut parts = Vec::with_capacity(self.b.len());
-        for (index, b) in self.b.iter().enumerate() {
-            let own = down.f_narrow(1, index as i64 * self.rank, self.rank)?;
+        for (own, b) in down.f_split(self.rank, 1)?.iter().zip(&self.b) {
             parts.push(own.f_linear(&b.f_to_kind(kind)?, None::<&Tensor>)?);
         }
         if parts.len() == 1 {
             return parts.pop().ok_or_else(|| ModelError::load("adapter", "it has no projection"));
         }
         Ok(Tensor::f_cat(&parts, 1)?)
+    }
+}
+
+/// Which rows of a window an adapter changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Reach {
+    /// All of them.
+    #[default]
+    Everywhere,
+    /// Only those that are being unmasked: what reads left to right computes what the base computes, bit for bit.
+    Undecided,
+}
+
+impl Reach {
+    /// Its name in files.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Everywhere => "everywhere",
+            Self::Undecided => "undecided",
+        }
     }
 }
 
@@ -100,6 +121,21 @@ pub struct Adapter {
     pub layers: Vec<[LowRank; 4]>,
     /// Factor on all updates; the forgetting gate bisects it. 1 is as trained.
     pub strength: f64,
+    /// Which rows it changes.
+    pub reach: Reach,
+    /// What is added to the embedding of the mask token. `[hidden] f32`.
+    pub mask: Option<Tensor>,
+}
+
+/// The update of one layer in one evaluation.
+#[derive(Debug, Clone)]
+pub struct Update<'a> {
+    /// The factors.
+    pub factors: &'a LowRank,
+    /// What multiplies them.
+    pub scale: f64,
+    /// The rows that are changed.
+    pub rows: Range<i64>,
 }
 
 impl Adapter {
@@ -126,7 +162,20 @@ impl Adapter {
             };
             layers.push([slot(Slot::Qkv)?, slot(Slot::Output)?, slot(Slot::GateUp)?, slot(Slot::Down)?]);
         }
-        Ok(Self { layers, strength: 1.0 })
+        Ok(Self { layers, strength: 1.0, reach: Reach::Everywhere, mask: None })
+    }
+
+    /// A new adapter for masked diffusion: it changes only what is being unmasked, and learns an embedding of the mask.
+    /// Its updates are scaled by 1 whatever the rank.
+    pub fn for_diffusion(
+        config: &BackboneConfig,
+        rank: i64,
+        device: Device,
+        uniform: impl FnMut() -> f64,
+    ) -> Result<Self> {
+        let mask = Some(Tensor::f_zeros([config.hidden], (Kind::Float, device))?);
+        let strength = rank as f64 / ALPHA;
+        Ok(Self { strength, reach: Reach::Undecided, mask, ..Self::zeroed(config, rank, device, uniform)? })
     }
 
     /// The factor that multiplies every update.
@@ -145,6 +194,9 @@ impl Adapter {
                     all.push((format!("layers.{layer}.{}.b{index}", slot.name()), b));
                 }
             }
+        }
+        if let Some(mask) = &self.mask {
+            all.push(("mask".into(), mask));
         }
         all
     }

@@ -6,7 +6,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{ModelError, Result};
-use crate::nn::adapter::{Adapter, LowRank, Slot};
+use crate::nn::adapter::{Adapter, Reach, Slot, Update};
 use crate::nn::cache::KvCache;
 use crate::nn::conditioner::Conditioner;
 use crate::nn::linear::Linear;
@@ -60,6 +60,24 @@ pub struct Block {
     pub gate_up: Linear,
     /// Down projection.
     pub down: Linear,
+}
+
+/// Who sees whom, as attention is computed.
+#[derive(Debug)]
+enum Scope {
+    /// The whole window, with an additive mask.
+    Window(Option<Tensor>),
+    /// Parts of it, each behind the prefix on its own.
+    Chunks(Vec<Chunk>),
+}
+
+/// Rows that attend to the prefix and to each other.
+#[derive(Debug)]
+struct Chunk {
+    start: i64,
+    rows: i64,
+    /// `[1, 1, rows, prefix + rows]` in the compute kind.
+    mask: Option<Tensor>,
 }
 
 /// A transformer with its weights.
@@ -145,22 +163,31 @@ impl Backbone {
             return Err(ModelError::load("window", problem));
         }
         let prefix = cache.as_ref().map_or(0, |cache| cache.len());
-        let mask = window.visibility.mask(prefix, length, self.device)?;
+        let scope = self.scope(&window.visibility, prefix, length)?;
         let rotation = self.rope.at(window.positions)?;
         let tokens = Tensor::f_from_slice(window.tokens)?.f_to_device(self.device)?;
         // The residual stream is f32: bf16 would lose the small updates of late layers.
         let mut x = self.embedding.f_index_select(0, &tokens)?.f_to_kind(Kind::Float)?;
+        let open = window.visibility.undecided(length);
+        for adapter in additions.adapters {
+            if let Some(mask) = adapter.mask.as_ref().filter(|_| !open.is_empty()) {
+                let is_mask = tokens.f_eq(self.config.mask_token)?.f_to_kind(Kind::Float)?.f_unsqueeze(1)?;
+                x = x.f_add(&is_mask.f_mul(mask)?)?;
+            }
+        }
+        let reached = |reach: Reach| if reach == Reach::Everywhere { 0..length } else { open.clone() };
         for (index, block) in self.blocks.iter().enumerate() {
-            let updates = |slot: Slot| -> Vec<(&LowRank, f64)> {
-                additions
-                    .adapters
-                    .iter()
-                    .filter_map(|a| Some((a.layers.get(index)?.get(slot as usize)?, a.scale())))
-                    .collect()
+            let updates = |slot: Slot| -> Vec<Update<'_>> {
+                let adapters = additions.adapters.iter();
+                let updates = adapters.filter_map(|adapter| {
+                    let factors = adapter.layers.get(index)?.get(slot as usize)?;
+                    Some(Update { factors, scale: adapter.scale(), rows: reached(adapter.reach) })
+                });
+                updates.collect()
             };
             let normed = block.attention_norm.forward(&x, self.kind)?;
             let qkv = block.qkv.forward(&normed, &updates(Slot::Qkv), self.kind)?;
-            let attended = self.attend(&qkv, index, &rotation, mask.as_ref(), cache.as_deref_mut())?;
+            let attended = self.attend(&qkv, index, &rotation, &scope, cache.as_deref_mut())?;
             x = x.f_add(&block.output.forward(&attended, &updates(Slot::Output), self.kind)?)?;
             if let Some((conditioner, memories)) = additions.memories {
                 x = conditioner.mix(index, &x, memories)?;
@@ -180,12 +207,71 @@ impl Backbone {
         Ok(self.head.forward(hidden, &[], self.kind)?.f_to_kind(Kind::Float)?)
     }
 
+    /// The gradient of hidden states, given that of their logits.
+    ///
+    /// # Shapes
+    /// `gradient: [rows, vocabulary] f32` -> `[rows, hidden] kind`.
+    pub(crate) fn logits_backward(&self, gradient: &Tensor) -> Result<Tensor> {
+        self.head.backward(&gradient.f_to_kind(self.kind)?)
+    }
+
     fn activate(&self, wide: &Tensor) -> Result<Tensor> {
         if !self.config.gated {
             return Ok(wide.f_gelu("tanh")?);
         }
-        let gate = wide.f_narrow(1, 0, self.config.feed_forward)?.f_silu()?;
-        Ok(gate.f_mul(&wide.f_narrow(1, self.config.feed_forward, self.config.feed_forward)?)?)
+        let [gate, up] = two(wide, [self.config.feed_forward; 2], 1)?;
+        Ok(gate.f_silu()?.f_mul(&up)?)
+    }
+
+    fn scope(&self, visibility: &Visibility<'_>, prefix: i64, length: i64) -> Result<Scope> {
+        let Visibility::Segments(roles) = visibility else {
+            return Ok(Scope::Window(visibility.mask(prefix, length, self.device)?));
+        };
+        let of = |rows: std::ops::Range<usize>| -> Result<Chunk> {
+            let own = Visibility::Segments(&roles[rows.clone()]);
+            let mask = own.mask(prefix, rows.len() as i64, self.device)?;
+            let mask = mask.map(|mask| mask.f_to_kind(self.kind)?.f_unsqueeze(0)?.f_unsqueeze(0)).transpose()?;
+            Ok(Chunk { start: rows.start as i64, rows: rows.len() as i64, mask })
+        };
+        Ok(Scope::Chunks(visibility.chunks().unwrap_or_default().into_iter().map(of).collect::<Result<_>>()?))
+    }
+
+    /// Attention of segments: each chunk of them on its own behind the prefix, by libtorch's fused kernel, which keeps no scores.
+    /// Nothing is written into the cache, so that gradients pass.
+    ///
+    /// # Shapes
+    /// `queries: [heads, length, head]`, `keys`, `values: [kv_heads, length, head]` -> `[length, heads * head]`.
+    fn attend_chunks(
+        &self,
+        chunks: &[Chunk],
+        layer: usize,
+        [queries, keys, values]: [&Tensor; 3],
+        cache: Option<&KvCache>,
+    ) -> Result<Tensor> {
+        let BackboneConfig { heads, kv_heads, head, .. } = self.config;
+        let prefix = cache.map(|cache| cache.prefix(layer)).transpose()?;
+        let mut parts = Vec::with_capacity(chunks.len());
+        for Chunk { start, rows, mask } in chunks {
+            // Each key and value head serves a group of query heads.
+            let grouped = |prefix: Option<&Tensor>, own: &Tensor| -> Result<Tensor> {
+                let own = own.f_narrow(1, *start, *rows)?;
+                let all = match prefix {
+                    Some(prefix) => Tensor::f_cat(&[prefix, &own], 1)?,
+                    None => own,
+                };
+                let seen = all.size().get(1).copied().unwrap_or(0);
+                let wide = all.f_unsqueeze(1)?.f_expand([kv_heads, heads / kv_heads, seen, head], false)?;
+                Ok(wide.f_reshape([1, heads, seen, head])?)
+            };
+            let keys = grouped(prefix.as_ref().map(|(keys, _)| keys), keys)?;
+            let values = grouped(prefix.as_ref().map(|(_, values)| values), values)?;
+            let queries = queries.f_narrow(1, *start, *rows)?.f_unsqueeze(0)?;
+            let mask = mask.as_ref();
+            let mixed =
+                Tensor::f_scaled_dot_product_attention(&queries, &keys, &values, mask, 0.0, false, None, false)?;
+            parts.push(mixed.f_squeeze_dim(0)?.f_transpose(0, 1)?.f_reshape([*rows, heads * head])?);
+        }
+        Ok(Tensor::f_cat(&parts, 0)?)
     }
 
     /// Attention of all heads.
@@ -197,7 +283,7 @@ impl Backbone {
         qkv: &Tensor,
         layer: usize,
         rotation: &Rotation,
-        mask: Option<&Tensor>,
+        scope: &Scope,
         cache: Option<&mut KvCache>,
     ) -> Result<Tensor> {
         let BackboneConfig { heads, kv_heads, head, .. } = self.config;
@@ -205,10 +291,17 @@ impl Backbone {
         let group = heads / kv_heads;
         let all = qkv.f_view([length, heads + 2 * kv_heads, head])?;
         // Queries and keys are rotated together, then split; head-major order makes each head one matrix.
-        let rotated = rotation.apply(&all.f_narrow(1, 0, heads + kv_heads)?, self.kind)?.f_transpose(0, 1)?;
-        let queries = rotated.f_narrow(0, 0, heads)?.f_reshape([kv_heads, group * length, head])?;
-        let keys = rotated.f_narrow(0, heads, kv_heads)?;
-        let values = all.f_narrow(1, heads + kv_heads, kv_heads)?.f_transpose(0, 1)?;
+        let [unrotated, values] = two(&all, [heads + kv_heads, kv_heads], 1)?;
+        let rotated = rotation.apply(&unrotated, self.kind)?.f_transpose(0, 1)?;
+        let [queries, keys] = two(&rotated, [heads, kv_heads], 0)?;
+        let values = values.f_transpose(0, 1)?;
+        let mask = match scope {
+            Scope::Window(mask) => mask.as_ref(),
+            Scope::Chunks(chunks) => {
+                return self.attend_chunks(chunks, layer, [&queries, &keys, &values], cache.as_deref());
+            }
+        };
+        let queries = queries.f_reshape([kv_heads, group * length, head])?;
         let (keys, values) = match cache {
             Some(cache) => cache.extend(layer, &keys, &values)?,
             None => (keys, values),
@@ -227,4 +320,10 @@ impl Backbone {
         let mixed = weights.f_bmm(&values)?.f_view([heads, length, head])?;
         Ok(mixed.f_transpose(0, 1)?.f_reshape([length, heads * head])?)
     }
+}
+
+/// Splits a tensor in two. Going back, the parts are joined in one pass, where each narrowed part would be a whole of zeros.
+fn two(tensor: &Tensor, sizes: [i64; 2], dimension: i64) -> Result<[Tensor; 2]> {
+    let parts = tensor.f_split_with_sizes(sizes, dimension)?;
+    parts.try_into().map_err(|_| ModelError::load("layer", format!("{:?} does not split in two", tensor.size())))
 }

@@ -39,6 +39,13 @@ impl KvCache {
         self.capacity
     }
 
+    /// Committed keys and values of a layer. `[kv_heads, len, head]` each, views of the cache.
+    pub(crate) fn prefix(&self, layer: usize) -> Result<(Tensor, Tensor)> {
+        let (keys, values) =
+            self.layers.get(layer).ok_or_else(|| ModelError::load("cache", format!("it has no layer {layer}")))?;
+        Ok((keys.f_narrow(1, 0, self.len)?, values.f_narrow(1, 0, self.len)?))
+    }
+
     /// Commits the first `positions` of the window that was written last.
     pub fn commit(&mut self, positions: i64) {
         self.len = (self.len + positions).min(self.capacity);

@@ -4,8 +4,8 @@ use mneme_engine_api::EngineError;
 use mneme_quant::{PackedWeights, gemm};
 use tch::{Kind, Tensor};
 
-use crate::error::Result;
-use crate::nn::adapter::LowRank;
+use crate::error::{ModelError, Result};
+use crate::nn::adapter::Update;
 
 /// A linear layer: `y = x W^T + bias`.
 #[derive(Debug)]
@@ -39,11 +39,22 @@ impl Linear {
         matches!(self.weight, Weight::Dense(_))
     }
 
-    /// Applies the layer and adds the updates of adapters, each times its scale.
+    /// The gradient of the input, given that of the output; dense layers only.
+    ///
+    /// # Shapes
+    /// `gradient: [length, output] kind` -> `[length, input] kind`.
+    pub(crate) fn backward(&self, gradient: &Tensor) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Dense(weight) => Ok(gradient.f_matmul(weight)?),
+            Weight::Packed { .. } => Err(ModelError::load("linear layer", "no gradient passes packed weights")),
+        }
+    }
+
+    /// Applies the layer and adds the updates of adapters, each times its scale, to the rows that they reach.
     ///
     /// # Shapes
     /// `x: [length, input] kind` -> `[length, output] kind`.
-    pub fn forward(&self, x: &Tensor, updates: &[(&LowRank, f64)], kind: Kind) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, updates: &[Update<'_>], kind: Kind) -> Result<Tensor> {
         let mut y = match &self.weight {
             Weight::Dense(weight) => x.f_linear(weight, self.bias.as_ref())?,
             Weight::Packed { codes, threads } => {
@@ -54,11 +65,26 @@ impl Linear {
                 }
             }
         };
-        for (low_rank, scale) in updates {
-            y = y.f_add(&low_rank.forward(x, kind)?.f_mul_scalar(*scale)?)?;
+        let length = x.size().first().copied().unwrap_or(0);
+        for Update { factors, scale, rows } in updates.iter().filter(|update| !update.rows.is_empty()) {
+            if *rows == (0..length) {
+                y = y.f_add(&scaled(factors.forward(x, kind)?, *scale)?)?;
+                continue;
+            }
+            let (count, after) = (rows.end - rows.start, length - rows.end);
+            let change = scaled(factors.forward(&x.f_narrow(0, rows.start, count)?, kind)?, *scale)?;
+            let changed = y.f_narrow(0, rows.start, count)?.f_add(&change)?;
+            y = Tensor::f_cat(&[y.f_narrow(0, 0, rows.start)?, changed, y.f_narrow(0, rows.end, after)?], 0)?;
         }
         Ok(y)
     }
+}
+
+/// Times a scale that is often 1.
+fn scaled(change: Tensor, scale: f64) -> Result<Tensor> {
+    #[expect(clippy::float_cmp, reason = "exactly 1 changes nothing")]
+    let is_one = scale == 1.0;
+    if is_one { Ok(change) } else { Ok(change.f_mul_scalar(scale)?) }
 }
 
 /// Copies the activations out of libtorch and the product back in: two copies of what is small beside the weights.

@@ -21,6 +21,22 @@ pub enum Visibility<'a> {
     CausalTexts(&'a [u32]),
     /// Training on masked diffusion: see [`TrainRole`].
     Training(&'a [TrainRole]),
+    /// Undecided copies of parts of the text that the prefix holds: see [`SegmentRole`].
+    Segments(&'a [SegmentRole]),
+}
+
+/// Rows of segments that attend in one go: each is compared with all others of its chunk and most of that is hidden, while fewer
+/// rows make small matrices.
+const CHUNK_ROWS: usize = 96;
+
+/// The role of one position in a window of segments: each is a part of the prefix's text once more, with tokens masked. It sees
+/// its own segment, both ways, and the prefix before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SegmentRole {
+    /// Which segment it belongs to; segments do not see each other.
+    pub segment: u32,
+    /// How many tokens of the prefix it sees.
+    pub seen: u32,
 }
 
 /// The role of one position in a training window, which packs texts as `[noisy; clean]` (Arriola et al. 2025).
@@ -50,6 +66,37 @@ impl TrainRole {
 }
 
 impl Visibility<'_> {
+    /// The rows of a window of this length that are being unmasked: from the first of them on, all that follow, but for
+    /// training windows, whose noisy half comes first.
+    pub(crate) fn undecided(&self, window: i64) -> std::ops::Range<i64> {
+        match self {
+            Self::Causal | Self::CausalTexts(_) => 0..0,
+            Self::All | Self::Segments(_) => 0..window,
+            Self::Draft { decided } => (*decided as i64).min(window)..window,
+            Self::Training(roles) => 0..roles.iter().take_while(|role| role.noisy).count() as i64,
+        }
+    }
+
+    /// Ranges of segments that can be attended to on their own, of at least [`CHUNK_ROWS`] rows but the last. `None` when the
+    /// window is not made of segments.
+    pub(crate) fn chunks(&self) -> Option<Vec<std::ops::Range<usize>>> {
+        let Self::Segments(roles) = self else { return None };
+        let mut chunks = Vec::new();
+        let mut start = 0;
+        let mut end = 0;
+        for segment in roles.chunk_by(|a, b| a.segment == b.segment) {
+            end += segment.len();
+            if end - start >= CHUNK_ROWS {
+                chunks.push(start..end);
+                start = end;
+            }
+        }
+        if start < end {
+            chunks.push(start..end);
+        }
+        Some(chunks)
+    }
+
     /// The additive mask: 0 where a position is seen, minus infinity elsewhere. `None` when everything is seen.
     ///
     /// # Shapes
@@ -64,6 +111,7 @@ impl Visibility<'_> {
                 (Some(of), Some(other)) => !of.sees(other),
                 _ => true,
             },
+            Self::Segments(roles) => roles.get(i).map(|role| role.segment) != roles.get(j).map(|role| role.segment),
         };
         if matches!(self, Self::All) || (matches!(self, Self::Causal) && window == 1) {
             return Ok(None);
@@ -71,7 +119,12 @@ impl Visibility<'_> {
         let (prefix, window) = (prefix as usize, window as usize);
         let mut mask = vec![0.0_f32; window * (prefix + window)];
         for (i, row) in mask.chunks_exact_mut(prefix + window).enumerate() {
-            for (j, value) in row[prefix..].iter_mut().enumerate() {
+            let (of_prefix, of_window) = row.split_at_mut(prefix);
+            if let Self::Segments(roles) = self {
+                let seen = roles.get(i).map_or(0, |role| role.seen as usize);
+                of_prefix.iter_mut().skip(seen).for_each(|value| *value = f32::NEG_INFINITY);
+            }
+            for (j, value) in of_window.iter_mut().enumerate() {
                 if hidden(i, j) {
                     *value = f32::NEG_INFINITY;
                 }
@@ -85,6 +138,15 @@ impl Visibility<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn chunks_never_cut_a_segment_and_cover_all_rows() {
+        let lengths = [90, 5, 7, 200, 3];
+        let role = |(segment, length): (usize, &usize)| vec![SegmentRole { segment: segment as u32, seen: 1 }; *length];
+        let roles: Vec<SegmentRole> = lengths.iter().enumerate().flat_map(role).collect();
+        assert_eq!(Visibility::Segments(&roles).chunks().unwrap(), [0..102, 102..302, 302..305]);
+        assert_eq!(Visibility::All.chunks(), None);
+    }
 
     fn role(block: u32, place: u32, noisy: bool) -> TrainRole {
         TrainRole { text: 0, block, place, noisy }

@@ -8,7 +8,7 @@ use mneme_base::ContentHash;
 use mneme_weights::{SafetensorsFile, TensorSource};
 use tch::{Device, Tensor};
 
-use crate::adapter_file::{encode, replace};
+use crate::adapter_file::{Stored, encode, replace};
 use crate::error::{ModelError, Result};
 use crate::train::learner::Learner;
 
@@ -25,7 +25,7 @@ pub fn write(path: &Path, learner: &Learner, job: ContentHash, cpu_seconds: f64)
     ];
     let tensors = [("weights", &learner.weights), ("first", &learner.first), ("second", &learner.second)];
     let tensors = tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
-    replace(path, &encode(&metadata, tensors)?)
+    replace(path, &encode(&metadata, tensors, Stored::F32)?)
 }
 
 /// Restores a checkpoint of this job and returns the CPU seconds spent before it; `None` when there is none, or one of

@@ -8,7 +8,7 @@ use mneme_engine_api::{AdapterLevel, CancelToken, EngineError, TrainEvent, Train
 
 use tch::Device;
 
-use crate::adapter_file;
+use crate::adapter_file::{self, Stored};
 use crate::embedder::Embedder;
 use crate::error::{ModelError, Result};
 use crate::generator::Generator;
@@ -37,6 +37,8 @@ const CHECKPOINT_STEPS: u32 = 25;
 const EVENT_STEPS: u32 = 5;
 /// Block sizes of the masked half.
 const BLOCKS: [usize; 4] = [2, 4, 8, 16];
+/// Share of the steps that learn masked text too, which costs them twice: adapters are judged, and serve, left to right.
+const NOISY_SHARE: f64 = 0.25;
 /// Training texts that the retrieval arm puts before a held-out text.
 const RETRIEVED: usize = 3;
 /// Tokens of one retrieved text.
@@ -148,7 +150,7 @@ fn means(judged: &[TokenLosses]) -> Vec<f32> {
 }
 
 /// Processor time of this process so far (seconds).
-fn cpu_seconds() -> f64 {
+pub(crate) fn cpu_seconds() -> f64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
@@ -225,7 +227,7 @@ impl Work<'_> {
         if !adapter_file::is_of_job(folder, self.hash) {
             fs_err::create_dir_all(folder)?;
             let adapter = self.train(phase, pieces, replay, &path, &config, device)?;
-            adapter_file::write(folder, &adapter, self.generator.base_hash, self.hash)?;
+            adapter_file::write(folder, &adapter, self.generator.base_hash, self.hash, Stored::F32)?;
         }
         // The moments are of no use any more, and twice as large as the adapter.
         if path.exists() {
@@ -293,7 +295,8 @@ impl Work<'_> {
         // Without adapter zero the base knows nothing of masks: a job's few steps would go into learning what a mask is.
         let zero = self.generator.adapter_zero.as_ref();
         let zero = zero.map(|zero| zero.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
-        let (noise, masked) = if zero.is_some() { (Noise::Blocks(&BLOCKS), 1.0) } else { (Noise::None, 0.0) };
+        let is_noisy = zero.is_some() && uniform(&mut rng) < NOISY_SHARE;
+        let (noise, masked) = if is_noisy { (Noise::Blocks(&BLOCKS), 1.0) } else { (Noise::None, 0.0) };
         let batch = Batch::pack(&texts, backbone.config.mask_token, noise, &mut rng);
         let frozen: Vec<&Adapter> = zero.as_deref().into_iter().collect();
         learner.learn(&backbone, &frozen, &batch, Objective { causal: 1.0, masked }, self.job.steps_max)

@@ -62,6 +62,19 @@ impl Learner {
         Ok(Self { adapter, weights, first, second, step: 0 })
     }
 
+    /// Starts from the factors of another adapter of the same shape.
+    pub(crate) fn start_as(&mut self, other: &Adapter) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        let parts: Vec<Tensor> =
+            other.named().iter().map(|(_, tensor)| tensor.f_reshape([-1])).collect::<std::result::Result<_, _>>()?;
+        let weights = Tensor::f_cat(&parts, 0)?;
+        if weights.size() != self.weights.size() {
+            return Err(ModelError::load("teacher", format!("it has {:?} numbers", weights.size())));
+        }
+        self.weights = weights;
+        self.publish()
+    }
+
     /// Replaces weights and moments, as read from a checkpoint.
     pub fn restore(&mut self, weights: Tensor, first: Tensor, second: Tensor, step: u32) -> Result<()> {
         for tensor in [&weights, &first, &second] {
@@ -89,18 +102,22 @@ impl Learner {
         if !value.is_finite() {
             return Err(ModelError::load("training", format!("loss is {value} at step {}", self.step)));
         }
-        let factors: Vec<&Tensor> = self.adapter.named().into_iter().map(|(_, tensor)| tensor).collect();
-        let gradients = Tensor::f_run_backward(&[loss], &factors, false, false)?;
-        let flat: Vec<Tensor> =
-            gradients.iter().map(|gradient| gradient.f_reshape([-1])).collect::<std::result::Result<_, _>>()?;
-        let gradient = Tensor::f_cat(&flat, 0)?;
-        drop((gradients, flat));
+        let gradient = self.gradient(loss)?;
         self.update(&gradient, rate(self.step, steps_total))?;
         Ok(value)
     }
 
+    /// The gradient of all factors in one vector. `[parameters] f32`.
+    pub(crate) fn gradient(&self, loss: Tensor) -> Result<Tensor> {
+        let factors: Vec<&Tensor> = self.adapter.named().into_iter().map(|(_, tensor)| tensor).collect();
+        let gradients = Tensor::f_run_backward(&[loss], &factors, false, false)?;
+        let flat: Vec<Tensor> =
+            gradients.iter().map(|gradient| gradient.f_reshape([-1])).collect::<std::result::Result<_, _>>()?;
+        Ok(Tensor::f_cat(&flat, 0)?)
+    }
+
     /// AdamW without decay: low-rank factors are few and start at zero.
-    fn update(&mut self, gradient: &Tensor, rate: f64) -> Result<()> {
+    pub(crate) fn update(&mut self, gradient: &Tensor, rate: f64) -> Result<()> {
         let _guard = tch::no_grad_guard();
         let length = gradient.f_norm()?.f_double_value(&[])?;
         if !length.is_finite() {
@@ -118,12 +135,17 @@ impl Learner {
     }
 
     /// Writes the flat weights into the adapter's factors.
-    fn publish(&mut self) -> Result<()> {
+    pub(crate) fn publish(&mut self) -> Result<()> {
+        self.show(&self.weights)
+    }
+
+    /// Writes other weights of the same length into the adapter's factors, until the next step or [`Learner::publish`].
+    pub(crate) fn show(&self, weights: &Tensor) -> Result<()> {
         let _guard = tch::no_grad_guard();
         let mut start = 0;
         for (_, tensor) in self.adapter.named() {
             let count = tensor.numel() as i64;
-            let part = self.weights.f_narrow(0, start, count)?.f_view_as(tensor)?;
+            let part = weights.f_narrow(0, start, count)?.f_view_as(tensor)?;
             tensor.shallow_clone().f_copy_(&part)?;
             start += count;
         }

@@ -7,6 +7,7 @@
 mod fetch;
 mod pins;
 mod progress;
+mod shipped;
 mod unpack;
 
 use std::fs::TryLockError;
@@ -77,8 +78,17 @@ pub(crate) fn run(workspace: &Workspace, arguments: &SetupArguments) -> anyhow::
         }
         println!("[{}/{}] {} {state}", number + 1, assets.len(), asset.name);
     }
+    let mut shipped = Vec::new();
+    for own in shipped::SHIPPED {
+        let Some(folder) = shipped::copy(&workspace.root, &store, own)? else { continue };
+        for links in [cache.join("assets"), workspace.assets()] {
+            link(&links.join(own.place), &store.join(&folder))?;
+        }
+        println!("{} ready", own.name);
+        shipped.push(folder);
+    }
     if arguments.prune {
-        prune(&downloads, &store, &assets)?;
+        prune(&downloads, &store, &assets, &shipped)?;
     }
     println!("setup finished in {:.1} s; {} holds everything", started.elapsed().as_secs_f64(), cache.display());
     Ok(())
@@ -271,8 +281,8 @@ fn check_disk(cache: &Path, downloads: &Path, missing: &[&&Asset]) -> anyhow::Re
     Ok(())
 }
 
-fn prune(downloads: &Path, store: &Path, assets: &[&Asset]) -> anyhow::Result<()> {
-    let kept: Vec<_> = assets.iter().map(|asset| folder(asset)).collect();
+fn prune(downloads: &Path, store: &Path, assets: &[&Asset], shipped: &[String]) -> anyhow::Result<()> {
+    let kept: Vec<_> = assets.iter().map(|asset| folder(asset)).chain(shipped.iter().cloned()).collect();
     for entry in fs_err::read_dir(store)? {
         let entry = entry?;
         if !kept.contains(&entry.file_name().to_string_lossy().into_owned()) {
