@@ -59,7 +59,9 @@ pub fn read(folder: &Path, config: &BackboneConfig, base_hash: ContentHash, devi
         return Err(ModelError::load(what(), format!("its format is {:?}, expected {FORMAT}", said("format"))));
     }
     if said("base_hash") != Some(base_hash.to_string().as_str()) {
-        let problem = format!("it belongs to base {:?}, this one is {base_hash}", said("base_hash"));
+        let theirs = said("base_hash").unwrap_or("that it does not name");
+        let problem =
+            format!("it belongs to base {theirs}, this one is {base_hash}; `cargo xtask setup` links what fits");
         return Err(ModelError::load(what(), problem));
     }
     let strength = said("strength").and_then(|text| text.parse::<f64>().ok()).filter(|s| (0.0..=8.0).contains(s));

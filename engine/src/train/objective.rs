@@ -57,9 +57,13 @@ pub fn losses(
     text: &[i64],
 ) -> Result<Vec<f32>> {
     let _guard = tch::no_grad_guard();
-    let rows = segments.roles.len() as i64;
-    let hidden = hidden(backbone, additions, clean, segments)?;
-    let all = Tensor::f_cat(&[&hidden, &clean.hidden], 0)?;
+    // At block 1 the base has said everything.
+    let rows = if segments.guesses.iter().any(|guess| guess.row.is_some()) { segments.roles.len() as i64 } else { 0 };
+    let all = if rows > 0 {
+        Tensor::f_cat(&[&hidden(backbone, additions, clean, segments)?, &clean.hidden], 0)?
+    } else {
+        clean.hidden.shallow_clone()
+    };
     let mut losses = Vec::with_capacity(segments.guesses.len());
     for chunk in segments.guesses.chunks(LOGIT_ROWS) {
         let index: Vec<i64> =
