@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use mneme_engine_api::wire::{FromEngine, ToEngine, read_frame};
 use mneme_ipc::{Call, LineDecoder, RequestFrame};
 
+use crate::random::Random;
+
 /// Lines of the fuzzed decoder are at most this long (bytes).
 const LINE_BYTES_MAX: usize = 2_048;
 /// Pieces that are stitched in: what parsers trip over.
@@ -36,24 +38,6 @@ const TOKENS: &[&[u8]] = &[
     b"../",
     b"{{hole:",
 ];
-
-/// SplitMix64: small, and the same everywhere.
-#[derive(Debug)]
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, count: usize) -> usize {
-        (self.next() % count.max(1) as u64) as usize
-    }
-}
 
 /// What a run came to.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +86,7 @@ pub fn run(corpus: &str, seed: u64, until: Until) -> Tally {
 }
 
 fn try_one(seeds: &[&[u8]], seed: u64) -> bool {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let input = mutate(seeds, &mut random);
     decode(&input, &mut random);
     let _ = read_frame::<ToEngine>(&mut input.as_slice());

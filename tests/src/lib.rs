@@ -3,6 +3,8 @@
 //! Every wait has a limit: a hang is a failure.
 
 pub mod fuzz;
+pub mod random;
+pub mod slope;
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
@@ -133,6 +135,11 @@ pub struct Daemon {
 }
 
 impl Daemon {
+    /// Its log, to be read while it runs; what is taken is missing from the words at its end.
+    pub fn take_stderr(&mut self) -> Option<std::process::ChildStderr> {
+        self.child.as_mut().and_then(|child| child.stderr.take())
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("it runs").id()
