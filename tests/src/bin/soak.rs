@@ -282,6 +282,11 @@ fn client(socket: &Path, number: usize, seed: u64, live: usize, pause: Duration,
     let mut serial = 0_u64;
     while !stop.load(Ordering::Acquire) {
         let (kind, method, params) = match random.below(100) {
+            // Level: a client that has all it may have forgets as often as it writes.
+            0..30 if own.len() > live => {
+                let (id, _) = &own[0];
+                ("forget", "memory.forget", json!({"select": {"ids": [id]}}))
+            }
             0..30 => {
                 serial += 1;
                 let text = format!(
@@ -304,10 +309,6 @@ fn client(socket: &Path, number: usize, seed: u64, live: usize, pause: Duration,
                 Some(id) => ("get forgotten", "memory.get", json!({"id": id})),
                 None => continue,
             },
-            80..90 if own.len() > live => {
-                let (id, _) = &own[0];
-                ("forget", "memory.forget", json!({"select": {"ids": [id]}}))
-            }
             80..94 => {
                 let prompt = format!("The {} and the {}", word(&mut random), word(&mut random));
                 ("generate", "generate", json!({"prompt": prompt, "tokens_max": 16, "namespace": namespace}))
@@ -316,8 +317,7 @@ fn client(socket: &Path, number: usize, seed: u64, live: usize, pause: Duration,
             _ => ("stats", "memory.stats", json!({})),
         };
         let before = Instant::now();
-        let more = if own.len() > live + 50 { json!({}) } else { json!({"deadline_ms": 20_000}) };
-        let answer = raw.call_with(method, params.clone(), more);
+        let answer = raw.call_with(method, params.clone(), json!({"deadline_ms": 20_000}));
         tally.slowest = tally.slowest.max(before.elapsed());
         *tally.calls.entry(kind).or_insert(0) += 1;
         let error = answer["error"]["data"]["kind"].as_str();
@@ -349,10 +349,7 @@ fn client(socket: &Path, number: usize, seed: u64, live: usize, pause: Duration,
                 *tally.unexpected.entry(format!("{method}: {}", answer["error"]["message"])).or_insert(0) += 1;
             }
         }
-        // While a client has too much it forgets before it does anything else.
-        if own.len() <= live + 50 {
-            std::thread::sleep(pause);
-        }
+        std::thread::sleep(pause);
     }
     tally
 }
@@ -448,8 +445,13 @@ fn report(
     println!("errors outside the contract: {failed}; acknowledged and lost, or forgotten and back: {}", lost.len());
     println!("slowest answer {} ms", slowest.as_millis());
     println!(
-        "memories at the end {}, engine restarts {}, evolution stations {}",
-        status["memories"], status["engine_restarts"], evolution["stations"]
+        "memories at the end {}, engine restarts {}; the loop observed {} generations, trained {} adapters, accepted {}, rejected {}",
+        status["memories"],
+        status["engine_restarts"],
+        evolution["observed"],
+        evolution["trained"],
+        evolution["accepted"],
+        evolution["rejected"]
     );
     println!("\n| figure | first | last | slope per hour | 95 % interval | |\n|---|---|---|---|---|---|");
     let mut slopes = serde_json::Map::new();
