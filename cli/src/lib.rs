@@ -4,10 +4,13 @@ mod args;
 mod commands;
 mod error;
 mod output;
+mod reference;
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
+
+pub use reference::reference;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
