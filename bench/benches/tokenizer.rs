@@ -1,13 +1,15 @@
 //! FastTokenizer against the `tokenizers` crate in one process, and (with `serve`) call by call against peers in Python.
 //!
-//! `cargo bench -p mneme-bench --bench tokenizer -- CORPUS TOKENIZER...` prints rates and ratios; `CORPUS` is a text file,
+//! `cargo xtask bench tokenizer` runs both on the models that set-up fetched, with the Python of `MNEME_BENCH_PYTHON` (or
+//! `~/.cache/mneme/venv-bench`). `... -- CORPUS TOKENIZER...` prints rates and ratios against the crate; `CORPUS` is a text file,
 //! `TOKENIZER` a `tokenizer.json` or a GGUF file. `... -- serve` reads `load CORPUS TOKENIZER`, `run batch`, `run one` (whole
 //! corpus as one text) and `ids FILE` from standard input, so that `bench/peers/tokenizer.py` alternates calls in one run.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its figures")]
 
 use std::io::{self, BufRead, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
@@ -24,11 +26,41 @@ fn main() -> anyhow::Result<()> {
     match arguments.split_first() {
         Some((mode, _)) if mode == "serve" => serve(),
         Some((corpus, tokenizers)) if !tokenizers.is_empty() => table(corpus, tokenizers),
-        _ => {
-            println!("skipped: give a corpus and tokenizers, see bench/peers/tokenizer.py");
-            Ok(())
-        }
+        _ => peers(),
     }
+}
+
+/// Lets `bench/peers/tokenizer.py` make corpus and tokenizers and compare, then compares with the crate on the same.
+fn peers() -> anyhow::Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+    let python = std::env::var_os("MNEME_BENCH_PYTHON")
+        .map_or_else(|| home.join(".cache/mneme/venv-bench/bin/python"), PathBuf::from);
+    let models = root.join(".assets/models");
+    let found = [models.join("smollm2-135m-instruct/smollm2.gguf"), models.join("all-MiniLM-L6-v2/tokenizer.json")];
+    if !python.is_file() || found.iter().any(|file| !file.is_file()) {
+        println!(
+            "skipped: needs the models ('cargo xtask setup') and a Python with tokenizers, gguf and regex at {}",
+            python.display()
+        );
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let corpus = folder.path().join("corpus.txt");
+    let unigram = folder.path().join("unigram.json");
+    let mut command = Command::new(python);
+    command
+        .arg(root.join("bench/peers/tokenizer.py"))
+        .arg(std::env::current_exe()?)
+        .arg(&corpus)
+        .args(&found)
+        .arg(&unigram);
+    if !command.status()?.success() {
+        bail!("bench/peers/tokenizer.py failed");
+    }
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    println!("\nagainst the crate, in one process:");
+    table(&text(&corpus), &[text(&found[1]), text(&unigram)])
 }
 
 fn load(path: &str) -> anyhow::Result<FastTokenizer> {

@@ -1,15 +1,15 @@
 """FastTokenizer against the `tokenizers` package and a pure-Python BPE: ids and speed, in one run, calls alternating.
 
-    cargo build --release -p mneme-bench --bench tokenizer      # note the path that it prints
-    pip install tokenizers==0.23.2 gguf==0.19.0 regex
+    pip install tokenizers==0.23.3 gguf==0.19.0 regex
+    cargo xtask bench tokenizer                                  # calls this script
     python bench/peers/tokenizer.py BENCH_BINARY CORPUS TOKENIZER...
 
 CORPUS is a text file (made here when it does not exist: 1 MB of Python sources, English, and a walk through Unicode).
 TOKENIZER is a `tokenizer.json`, compared with the `tokenizers` package, or a GGUF file with a byte-level vocabulary and
-single digits (`smollm`), compared with the pure-Python BPE, which shares no code with ours.
+single digits (`smollm`), compared with the pure-Python BPE, which shares no code with ours, and with the `tokenizers` package given
+the same vocabulary. A `unigram.json` that does not exist is trained here on the corpus (SentencePiece's way, 8,000 pieces).
 """
 
-import json
 import pathlib
 import statistics
 import subprocess
@@ -39,6 +39,33 @@ def make_corpus(path, size=1_000_000):
     text = sources[: size // 2] + prose[: size // 4] + "".join(scripts)
     data = text.encode("utf-8", "ignore")[:size].decode("utf-8", "ignore")
     path.write_bytes(data.encode("utf-8"))
+
+
+def make_unigram(path, corpus):
+    """A Unigram vocabulary with SentencePiece's pre-tokenizer, trained on the corpus."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=8000, special_tokens=["<unk>", "<s>", "</s>"], unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator(cut(corpus), trainer)
+    tokenizer.save(str(path))
+
+
+def byte_level(tokens, merges, special):
+    """The `tokenizers` package's own byte-level BPE with SmolLM's split of digits."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    ids = {token: index for index, token in reversed(list(enumerate(tokens)))}
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[tuple(merge.split(" ")) for merge in merges]))
+    digits, bytes_ = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 def cut(corpus):
@@ -142,9 +169,12 @@ def main():
     scratch = corpus_path.with_suffix(".ids")
     print(f"{size} bytes, {len(texts)} texts, {ROUNDS} rounds: median (min-max)")
     for path in paths:
-        print(path)
+        if path.endswith("unigram.json") and not pathlib.Path(path).exists():
+            make_unigram(path, corpus)
+        print(pathlib.Path(path).name)
         print(f"  ours: loaded in {ours.ask('load', str(corpus_path), path) * 1e3:.0f} ms")
         found = ours.ids(scratch)
+        pure = None
         if path.endswith(".json"):
             import tokenizers
 
@@ -152,25 +182,25 @@ def main():
             peer.no_padding()
             peer.no_truncation()
             peer.encode_special_tokens = True
-            expected = peer.encode(corpus, add_special_tokens=False).ids
-            calls = {
-                "tokenizers package, batch": ("batch", lambda: peer.encode_batch_fast(texts, add_special_tokens=False)),
-                "tokenizers package, one text": ("one", lambda: peer.encode(corpus, add_special_tokens=False)),
-            }
-            parts = json.loads(pathlib.Path(path).read_text())
-            if "merges" in parts["model"] and path.find("gpt2") >= 0:
-                tokens = sorted(parts["model"]["vocab"], key=parts["model"]["vocab"].get)
-                merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in parts["model"]["merges"]]
-                calls["pure Python, one text"] = ("one", PurePythonBpe(tokens, merges, False).cold(corpus))
         else:
             import gguf
 
             fields = gguf.GGUFReader(path).fields
-            tokens = fields["tokenizer.ggml.tokens"].contents()
-            merges = fields["tokenizer.ggml.merges"].contents()
+            tokens, merges = fields["tokenizer.ggml.tokens"].contents(), fields["tokenizer.ggml.merges"].contents()
+            kinds = fields["tokenizer.ggml.token_type"].contents()
             pure = PurePythonBpe(tokens, merges, True)
-            expected = pure.encode(corpus)
-            calls = {"pure Python, one text": ("one", pure.cold(corpus))}
+            peer = byte_level(tokens, merges, [token for token, kind in zip(tokens, kinds) if kind == 3])
+        expected = peer.encode(corpus, add_special_tokens=False).ids
+        calls = {
+            "tokenizers package, batch": ("batch", lambda: peer.encode_batch_fast(texts, add_special_tokens=False)),
+            "tokenizers package, one text": ("one", lambda: peer.encode(corpus, add_special_tokens=False)),
+        }
+        if pure is not None:
+            calls["pure Python, one text"] = ("one", pure.cold(corpus))
+            if pure.encode(corpus) != found:
+                print("  ids of the pure-Python BPE: DIFFERENT")
+            else:
+                print("  ids of the pure-Python BPE: identical")
         same = sum(a == b for a, b in zip(found, expected))
         print(f"  ids: {'identical' if found == expected else f'DIFFERENT, {same} of {len(expected)} equal'} ({len(found)})")
         for name, (mode, call) in calls.items():

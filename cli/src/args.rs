@@ -89,6 +89,13 @@ pub(crate) enum Command {
     Ui(UiArgs),
     /// Show traffic, memories, uncertainty, training and adapters in the terminal.
     Top(TopArgs),
+    /// Look into model weights, convert and compare them ('mneme weights help' says how).
+    #[command(disable_help_flag = true)]
+    Weights {
+        /// Handed to mneme-weights: inspect, convert, diff, load and what they take.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<std::ffi::OsString>,
+    },
     /// Print completions for a shell.
     Completions {
         /// The shell.

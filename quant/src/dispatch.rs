@@ -16,6 +16,8 @@ pub enum Path {
     Amx,
     /// AArch64 with the dot-product extension.
     Neon,
+    /// As [`Path::Neon`], with the int8 matrix-product extension for products of two rows and more.
+    NeonI8mm,
 }
 
 impl Path {
@@ -71,6 +73,9 @@ fn detect() -> Vec<Path> {
     let mut paths = vec![Path::Scalar];
     if std::arch::is_aarch64_feature_detected!("neon") && std::arch::is_aarch64_feature_detected!("dotprod") {
         paths.push(Path::Neon);
+        if std::arch::is_aarch64_feature_detected!("i8mm") {
+            paths.push(Path::NeonI8mm);
+        }
     }
     paths
 }
@@ -90,5 +95,11 @@ mod tests {
         assert_eq!(Path::available()[0], Path::Scalar);
         assert!(Path::Neon.or_best().is_available());
         assert!(Path::Amx.or_best().is_available());
+    }
+    #[test]
+    fn the_path_that_a_run_for_another_processor_is_about_is_among_those_that_are_tested() {
+        // Set by `cargo xtask cross`: without the extension, the tests would compare the scalar form with itself.
+        let Ok(expected) = std::env::var("MNEME_EXPECT_PATH") else { return };
+        assert!(Path::available().iter().any(|path| format!("{path:?}").eq_ignore_ascii_case(&expected)), "{expected}");
     }
 }

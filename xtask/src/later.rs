@@ -1,7 +1,6 @@
 //! Commands whose work is done by a program elsewhere in the workspace; where it does not exist yet, they say so.
 
-use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
 use cargo_metadata::TargetKind;
 use clap::Args;
@@ -11,7 +10,7 @@ use crate::setup;
 use crate::workspace::Workspace;
 
 /// Exit code of a command whose parts do not exist yet.
-const MISSING: u8 = 2;
+pub(crate) const MISSING: u8 = 2;
 
 /// Arguments that go to the program unread.
 #[derive(Debug, Args)]
@@ -99,53 +98,5 @@ pub(crate) fn bench(workspace: &Workspace, passed: &PassedOn) -> anyhow::Result<
         command.args(["bench", "--package", package, "--bench", name, "--"]);
     }
     command.args(rest);
-    Ok(if status(&mut command)?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// The processor that edge machines have, and the linker that Debian ships for it.
-const CROSS_TARGET: &str = "aarch64-unknown-linux-gnu";
-const CROSS_LINKER: &str = "aarch64-linux-gnu-gcc";
-
-/// Builds daemon and client for 64-bit ARM, or says what is not installed for that.
-pub(crate) fn cross(workspace: &Workspace, passed: &PassedOn) -> anyhow::Result<ExitCode> {
-    let mut missing = Vec::new();
-    let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
-    let folder = rustc.args(["--print", "target-libdir", "--target", CROSS_TARGET]).output()?;
-    if !Path::new(String::from_utf8_lossy(&folder.stdout).trim()).is_dir() {
-        missing.push(format!("Rust's libraries for {CROSS_TARGET} (rustup target add {CROSS_TARGET})"));
-    }
-    let mut linker = Command::new(CROSS_LINKER);
-    if !linker
-        .arg("--version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success())
-    {
-        missing.push(format!("{CROSS_LINKER} (Debian: apt install gcc-aarch64-linux-gnu)"));
-    }
-    let programs: Vec<&str> = [("mneme-daemon", "mnemed"), ("mneme-cli", "mneme")]
-        .into_iter()
-        .filter(|(package, program)| workspace.has_target(package, &TargetKind::Bin, program))
-        .map(|(package, _)| package)
-        .collect();
-    if programs.is_empty() {
-        missing.push("the programs mnemed and mneme".to_owned());
-    }
-    if !missing.is_empty() {
-        println!("cargo xtask cross is not possible here; missing:");
-        for part in missing {
-            println!("  {part}");
-        }
-        return Ok(ExitCode::from(MISSING));
-    }
-    let mut command = cargo(&workspace.root);
-    command.args(["build", "--release", "--target", CROSS_TARGET]).args(&passed.arguments);
-    for package in programs {
-        command.args(["--package", package]);
-    }
-    command
-        .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", CROSS_LINKER)
-        .env("CC_aarch64_unknown_linux_gnu", CROSS_LINKER);
     Ok(if status(&mut command)?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -1,10 +1,11 @@
 //! `cargo xtask`: sets a fresh machine up, runs the tests and the demonstration, and keeps the house tidy.
 //!
-//! Reading order: [`workspace`], [`setup`], [`test`], [`tidy`], [`later`].
+//! Reading order: [`workspace`], [`setup`], [`test`], [`tidy`], [`cross`], [`later`].
 
 #![expect(clippy::print_stdout, reason = "a command line tool speaks on standard output")]
 
 mod command;
+mod cross;
 mod later;
 mod setup;
 mod test;
@@ -39,8 +40,8 @@ enum Task {
     Bench(later::PassedOn),
     /// Fuzzes frames, requests, journal and configuration.
     Fuzz(later::PassedOn),
-    /// Builds for other processors.
-    Cross(later::PassedOn),
+    /// Builds kernels, weight readers and tokenizers for 64-bit ARM and runs their tests under emulation.
+    Cross(cross::CrossArguments),
     /// Cuts the power again and again and checks that nothing acknowledged is lost; needs root.
     Torture(later::PassedOn),
     /// Runs the daemon under load and reports the slopes of memory, files and disk.
@@ -56,7 +57,7 @@ fn main() -> ExitCode {
         Task::Demo(passed) => later::program(&workspace, later::DEMO, &passed),
         Task::Bench(passed) => later::bench(&workspace, &passed),
         Task::Fuzz(passed) => later::program(&workspace, later::FUZZ, &passed),
-        Task::Cross(passed) => later::cross(&workspace, &passed),
+        Task::Cross(arguments) => cross::run(&workspace, &arguments),
         Task::Torture(passed) => later::program(&workspace, later::TORTURE, &passed),
         Task::Soak(passed) => later::program(&workspace, later::SOAK, &passed),
     });

@@ -9,7 +9,7 @@ use clap::Args;
 use crate::command::{cargo, has_cargo_tool, status, tee};
 use crate::setup;
 use crate::tidy;
-use crate::workspace::Workspace;
+use crate::workspace::{Workspace, target_folder};
 
 /// The members that need libtorch or Lance.
 const HEAVY: &[&str] = &["mneme-engine", "mneme-memory-lance"];
@@ -132,7 +132,8 @@ impl Suite<'_> {
         });
     }
 
-    /// The clients in other languages, against the daemon that was just built: each folder's own `run-tests.sh`.
+    /// The clients in other languages, against the daemon that was just built, and the Python module: each folder's own
+    /// `run-tests.sh`.
     fn clients(&mut self, members: &[String]) {
         self.step("programs for the clients", |root| {
             let mut command = cargo(root);
@@ -283,16 +284,13 @@ fn client_scripts(root: &Path) -> Vec<PathBuf> {
     let mut scripts: Vec<_> = ["client-sdk", "tests"]
         .iter()
         .filter_map(|folder| fs_err::read_dir(root.join(folder)).ok())
-        .flat_map(|entries| entries.flatten().map(|entry| entry.path().join("run-tests.sh")))
+        .flat_map(|entries| entries.flatten().map(|entry| entry.path()))
+        .chain([root.join("python-native")])
+        .map(|folder| folder.join("run-tests.sh"))
         .filter(|script| script.is_file())
         .collect();
     scripts.sort();
     scripts
-}
-
-/// Where cargo builds.
-fn target_folder(root: &Path) -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
 }
 
 #[cfg(test)]

@@ -75,3 +75,8 @@ pub(crate) fn cache_dir() -> anyhow::Result<PathBuf> {
         (None, None) => bail!("there is no place for downloads: neither XDG_CACHE_HOME nor HOME is an absolute path"),
     }
 }
+
+/// Where cargo builds.
+pub(crate) fn target_folder(root: &Path) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
+}

@@ -15,6 +15,7 @@ mod top;
 mod transfer;
 mod ui;
 mod watch;
+mod weights;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -58,6 +59,7 @@ pub(crate) fn run(arguments: Arguments, out: Output) -> Result<ExitCode, Command
     let mut options = ClientOptions::new("cli").socket(arguments.socket.unwrap_or_else(default_socket));
     options.call_timeout = timeout;
     let session = Session { out, options, timeout };
+    let json = arguments.json;
     match arguments.command {
         Command::Status => status::status(&session),
         Command::Remember(args) => memory::remember(&session, args),
@@ -86,6 +88,7 @@ pub(crate) fn run(arguments: Arguments, out: Output) -> Result<ExitCode, Command
         }
         Command::Ui(args) => ui::run(&session, &args),
         Command::Top(args) => top::run(&session, &args),
+        Command::Weights { arguments } => return weights::run(json, arguments),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "mneme", &mut text);

@@ -38,11 +38,16 @@ pub(super) fn run(session: &Session, command: ServiceCommand) -> Result<(), Comm
     }
 }
 
-/// The daemon's program: beside this one, else on the path.
+/// The daemon's program.
 pub(super) fn find_daemon() -> Option<PathBuf> {
-    let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join("mnemed")));
+    find_program("mnemed")
+}
+
+/// A program of ours: beside this one, else on the path.
+pub(super) fn find_program(name: &str) -> Option<PathBuf> {
+    let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join(name)));
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let on_path: Vec<PathBuf> = std::env::split_paths(&path).map(|folder| folder.join("mnemed")).collect();
+    let on_path: Vec<PathBuf> = std::env::split_paths(&path).map(|folder| folder.join(name)).collect();
     beside.into_iter().chain(on_path).find(|candidate| candidate.is_file())
 }
 

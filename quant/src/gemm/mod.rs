@@ -229,7 +229,9 @@ impl Job<'_> {
             #[cfg(target_arch = "x86_64")]
             Path::Avx2 => avx2::run(self, first, end),
             #[cfg(target_arch = "aarch64")]
-            Path::Neon => neon::run(self, first, end),
+            Path::Neon => neon::run(self, first, end, false),
+            #[cfg(target_arch = "aarch64")]
+            Path::NeonI8mm => neon::run(self, first, end, true),
             _ => scalar::run(self, first, end),
         }
     }

@@ -12,10 +12,12 @@ pub(super) struct PreparedQuery {
     /// The codes, then zeros up to a multiple of [`LANES`].
     pub(super) padded: Vec<i8>,
     /// The padded codes as 16-bit values; empty unless the path multiplies those.
+    #[cfg(target_arch = "x86_64")]
     pub(super) wide: Vec<i16>,
     /// Codes without padding.
     pub(super) dimensions: usize,
     /// Sum of the codes.
+    #[cfg(target_arch = "x86_64")]
     pub(super) sum: i32,
 }
 
@@ -23,8 +25,15 @@ impl PreparedQuery {
     pub(super) fn new(path: Path, codes: &[i8]) -> Self {
         let mut padded = codes.to_vec();
         padded.resize(codes.len().next_multiple_of(LANES), 0);
-        let wide = if path == Path::Avx2 { padded.iter().map(|code| i16::from(*code)).collect() } else { Vec::new() };
-        Self { padded, wide, dimensions: codes.len(), sum: codes.iter().map(|code| i32::from(*code)).sum() }
+        let _ = path;
+        Self {
+            #[cfg(target_arch = "x86_64")]
+            wide: if path == Path::Avx2 { padded.iter().map(|code| i16::from(*code)).collect() } else { Vec::new() },
+            #[cfg(target_arch = "x86_64")]
+            sum: codes.iter().map(|code| i32::from(*code)).sum(),
+            padded,
+            dimensions: codes.len(),
+        }
     }
 }
 
@@ -63,7 +72,7 @@ pub(super) fn dots_of_rows(path: Path, codes: &[i8], query: &PreparedQuery, dots
         #[cfg(target_arch = "x86_64")]
         Path::Avx2 => super::x86::dots_avx2(codes, query, dots),
         #[cfg(target_arch = "aarch64")]
-        Path::Neon => super::neon::dots_neon(codes, query, dots),
+        Path::Neon | Path::NeonI8mm => super::neon::dots_neon(codes, query, dots),
         _ => dots_scalar(codes, query, dots),
     }
 }

@@ -69,8 +69,13 @@ const CONFINED: &[Confined] = &[
     Confined { what: &["tch", "torch-sys"], to: &["mneme-engine"], because: "libtorch lives in the engine's process" },
     Confined {
         what: &["lance", "lance-index", "lance-linalg", "lancedb", "arrow", "arrow-array", "arrow-schema", "parquet"],
-        to: &["mneme-memory-lance", "mneme-weights"],
-        because: "Arrow is a file format here, not a vocabulary",
+        to: &["mneme-memory-lance", "mneme-weights", "mneme-native"],
+        because: "Arrow is a file format here, not a vocabulary; Python's module shares memory through it",
+    },
+    Confined {
+        what: &["pyo3", "numpy", "arrow-pyarrow"],
+        to: &["mneme-native"],
+        because: "Python's symbols are there only inside of Python",
     },
     Confined {
         what: &["redb", "sled", "fjall"],
