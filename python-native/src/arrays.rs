@@ -86,12 +86,12 @@ impl<'py> Rows<'py> {
 }
 
 /// A new matrix that takes the values over.
-pub(crate) fn matrix<'py, T: Element>(
-    py: Python<'py>,
+pub(crate) fn matrix<T: Element>(
+    py: Python<'_>,
     values: Vec<T>,
     rows: usize,
     columns: usize,
-) -> PyResult<Bound<'py, PyArray2<T>>> {
+) -> PyResult<Bound<'_, PyArray2<T>>> {
     PyArray1::from_vec(py, values).reshape([rows, columns])
 }
 

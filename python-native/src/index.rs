@@ -75,14 +75,12 @@ impl VectorIndex {
         let codes = codes.as_primitive_opt::<Int8Type>().ok_or_else(|| wrong("codes", "fixed_size_list<int8>"))?;
         let scales = batch.column_by_name("scale").and_then(|column| column.as_primitive_opt::<Float32Type>());
         let scales = scales.filter(|scales| scales.null_count() == 0).ok_or_else(|| wrong("scale", "float"))?;
-        let halves = match batch.column_by_name("halves") {
-            None => None,
-            Some(_) => {
-                let needed = || wrong("halves", "fixed_size_list<halffloat> of the codes' length");
-                let halves =
-                    list("halves").filter(|list| list.value_length() as usize == dimensions).ok_or_else(needed)?;
-                Some(flat(halves)?.as_primitive_opt::<Float16Type>().ok_or_else(needed)?.values().clone())
-            }
+        let halves = if batch.column_by_name("halves").is_none() {
+            None
+        } else {
+            let needed = || wrong("halves", "fixed_size_list<halffloat> of the codes' length");
+            let halves = list("halves").filter(|list| list.value_length() as usize == dimensions).ok_or_else(needed)?;
+            Some(flat(halves)?.as_primitive_opt::<Float16Type>().ok_or_else(needed)?.values().clone())
         };
         let index = Self { dimensions, codes: codes.values().clone(), scales: scales.values().clone(), halves };
         index.rows()?;
@@ -139,7 +137,6 @@ impl VectorIndex {
     }
 
     #[pyo3(signature = (query, k = 10, *, filter = None, normalize = true, threads = None))]
-    #[expect(clippy::type_complexity, reason = "the types of a Python tuple")]
     fn search<'py>(
         &self,
         py: Python<'py>,

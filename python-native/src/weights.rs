@@ -304,15 +304,15 @@ fn numpy_code(dtype: DType) -> Option<&'static str> {
 /// Writes a file of any known format as Parquet V2; gives what it did.
 #[pyfunction]
 #[pyo3(signature = (source, destination, *, quantize = None, embedding = None, huggingface = false, threads = None))]
-pub(crate) fn convert_weights<'py>(
-    py: Python<'py>,
+pub(crate) fn convert_weights(
+    py: Python<'_>,
     source: PathBuf,
     destination: PathBuf,
     quantize: Option<ArrowQuant>,
     embedding: Option<ArrowQuant>,
     huggingface: bool,
     threads: Option<usize>,
-) -> PyResult<Bound<'py, PyDict>> {
+) -> PyResult<Bound<'_, PyDict>> {
     let options = ConvertOptions {
         quantize: quantize.map(|quant| quant.spec),
         quantize_embedding: quantize.map(|_| embedding.map_or_else(Spec::int8, |quant| quant.spec)),

@@ -67,15 +67,12 @@ pub(crate) struct CrossArguments {
 /// Builds and tests, or says what is not installed for that.
 pub(crate) fn run(workspace: &Workspace, arguments: &CrossArguments) -> anyhow::Result<ExitCode> {
     let mut missing = Vec::new();
-    let compiler = match compiler(arguments.fetch)? {
-        Some(compiler) => Some(compiler),
-        None => {
-            missing.push(format!(
-                "Rust's libraries for {TARGET} (rustup target add {TARGET}; or, with apt-get, cargo xtask cross --fetch)"
-            ));
-            None
-        }
-    };
+    let compiler = compiler(arguments.fetch)?;
+    if compiler.is_none() {
+        missing.push(format!(
+            "Rust's libraries for {TARGET} (rustup target add {TARGET}; or, with apt-get, cargo xtask cross --fetch)"
+        ));
+    }
     if !works(LINKER) {
         missing.push(format!("{LINKER} (Debian: apt install gcc-aarch64-linux-gnu libc6-dev-arm64-cross)"));
     }
