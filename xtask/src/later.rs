@@ -65,38 +65,42 @@ pub(crate) fn program(workspace: &Workspace, program: Program, passed: &PassedOn
     Ok(if status(&mut command)?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs one benchmark, or lists all of them.
+/// A benchmark of the workspace.
+#[derive(Debug)]
+pub(crate) struct Benchmark<'a> {
+    /// How it is called.
+    pub(crate) name: &'a str,
+    /// Where it is.
+    pub(crate) package: &'a str,
+    /// A program of the bench package, else a bench target.
+    pub(crate) is_program: bool,
+}
+
+/// Runs one benchmark or all, or lists them.
 pub(crate) fn bench(workspace: &Workspace, passed: &PassedOn) -> anyhow::Result<ExitCode> {
     let mut found = Vec::new();
     for package in workspace.packages() {
         for target in &package.targets {
-            let of_bench = package.name.as_str() == "mneme-bench" && target.kind.contains(&TargetKind::Bin);
-            if target.kind.contains(&TargetKind::Bench) || of_bench {
-                found.push((target.name.as_str(), package.name.as_str(), of_bench));
+            let is_program = package.name.as_str() == "mneme-bench" && target.kind.contains(&TargetKind::Bin);
+            if target.kind.contains(&TargetKind::Bench) || is_program {
+                found.push(Benchmark { name: &target.name, package: package.name.as_str(), is_program });
             }
         }
     }
     let Some((wanted, rest)) = passed.arguments.split_first() else {
-        if found.is_empty() {
-            println!("cargo xtask bench is not possible yet: no package has a benchmark");
-            return Ok(ExitCode::from(MISSING));
-        }
-        println!("cargo xtask bench NAME [ARGUMENTS], where NAME is one of:");
-        for (name, package, _) in found {
-            println!("  {name:<24} {package}");
+        println!("cargo xtask bench all [NAMES], or cargo xtask bench NAME [ARGUMENTS], where NAME is one of:");
+        for benchmark in found {
+            println!("  {:<24} {}", benchmark.name, benchmark.package);
         }
         return Ok(ExitCode::SUCCESS);
     };
-    let Some((name, package, is_program)) = found.iter().find(|(name, ..)| name == wanted) else {
+    if wanted == "all" {
+        return crate::bench_all::run(workspace, &found, rest);
+    }
+    let Some(benchmark) = found.iter().find(|benchmark| benchmark.name == wanted) else {
         println!("there is no benchmark {wanted}; 'cargo xtask bench' lists them");
         return Ok(ExitCode::from(MISSING));
     };
-    let mut command = cargo(&workspace.root);
-    if *is_program {
-        command.args(["run", "--release", "--package", package, "--bin", name, "--"]);
-    } else {
-        command.args(["bench", "--package", package, "--bench", name, "--"]);
-    }
-    command.args(rest);
+    let mut command = benchmark.command(&workspace.root, rest);
     Ok(if status(&mut command)?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -4,6 +4,7 @@
 
 #![expect(clippy::print_stdout, reason = "a command line tool speaks on standard output")]
 
+mod bench_all;
 mod command;
 mod cross;
 mod later;
