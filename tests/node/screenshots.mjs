@@ -1,5 +1,5 @@
 // Makes the pictures of the docs: the page in both themes, and `mneme top` in a terminal of tmux. Real data: the shipped diary, with
-// the engine that MNEME_ENGINE names (the stand-in when it names none).
+// the engine that MNEME_ENGINE names, on the models of MNEME_ASSETS (the stand-in when it names none).
 //
 //   MNEMED=... MNEME=... MNEME_ENGINE_FAKE=... node screenshots.mjs FOLDER
 
@@ -55,7 +55,7 @@ function terminalPage(text) {
 }
 
 const engine = process.env.MNEME_ENGINE;
-const daemon = await new Daemon(["evolution.load_max=1", ...(engine ? [`engine.program=${engine}`] : [])]).start();
+const daemon = await new Daemon(["evolution.load_max=1", ...(engine ? [`engine.program=${engine}`, `paths.assets_dir=${process.env.MNEME_ASSETS}`] : [])]).start();
 const server = new PageServer(daemon);
 const browser = await openBrowser();
 const tmux = (...args) => spawnSync("tmux", ["-L", `mneme-${process.pid}`, ...args], { encoding: "utf8" });
