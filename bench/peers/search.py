@@ -205,6 +205,8 @@ def measure(arguments, rows: int) -> None:
         queries.tofile(f"{folder}/queries")
         built = []
         for name, make in engines(arguments, data, folder):
+            if arguments.only and not any(word in name for word in arguments.only):
+                continue
             try:
                 built.append((name, make()))
             except Exception as error:  # a peer that is not installed or fails is a row of the table, not the end of it
@@ -242,6 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ours", required=True, help="the binary of `cargo bench -p mneme-bench --bench search`")
     parser.add_argument("--rows", type=int, action="append", help="may be given more than once")
+    parser.add_argument("--only", action="append", help="only engines whose name has this in it; may be given more than once")
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--graphs-up-to", type=int, default=200_000, help="build graph indices up to this many rows (minutes beyond)")

@@ -144,8 +144,8 @@ fn open_store_at(config: &Config, folder: &Path) -> Result<Arc<dyn MemoryStore>,
                 0 => std::thread::available_parallelism().map_or(1, |count| count.get().div_ceil(2)),
                 count => count as usize,
             },
-            // Resident memory is what a daemon that runs for months is judged by: exact vectors lie in a file of their own.
-            half_vectors: HalfVectors::File(folder.to_path_buf()),
+            // Resident memory is what a daemon that runs for months is judged by: exact vectors are read from the rows of the store.
+            half_vectors: HalfVectors::None,
             ..IndexOptions::default()
         },
         ..DurableOptions::default()

@@ -205,6 +205,15 @@ pub enum StoreError {
         /// The first fault.
         reason: String,
     },
+    /// A place that follows the store failed. The store itself is well; the place is tried again later.
+    #[error("projection {name} failed")]
+    Projection {
+        /// Which.
+        name: &'static str,
+        /// What it said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A query is out of its bounds.
     #[error("{field} {problem}")]
     InvalidQuery {

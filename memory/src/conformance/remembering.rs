@@ -9,6 +9,7 @@ use crate::store::{Document, Operation, OperationKind, OperationResult, Refusal,
 pub(super) fn run(world: &World<'_>) {
     what_is_remembered_is_there_at_once(world);
     sending_an_operation_twice_does_it_once(world);
+    nearly_the_same_in_one_batch_is_named(world);
     a_batch_is_carried_out_in_order_and_a_refusal_leaves_the_others_alone(world);
     the_same_content_again_is_evidence_and_not_a_copy(world);
     a_superseded_memory_is_found_only_as_of_before(world);
@@ -45,6 +46,24 @@ fn sending_an_operation_twice_does_it_once(world: &World<'_>) {
     assert_eq!(outcomes[1].result, Err(Refusal::OpIdConflict { op_id: first.op_id }));
     let page = world.store.scan(&Scan { namespace: Some(space), after: None, limit: 10 }).expect("scans");
     assert_eq!((page.len(), page[0].evidence), (1, 0));
+}
+
+fn nearly_the_same_in_one_batch_is_named(world: &World<'_>) {
+    let space = world.namespace();
+    let note = |text: &str| world.operation(OperationKind::Remember(NewMemory::note(space.clone(), text, "test")));
+    let texts =
+        ["the old lighthouse stands north of the harbour", "The old lighthouse stands, north of the HARBOUR!", "cats"];
+    let receipts: Vec<_> = world
+        .apply_all(&texts.map(note))
+        .into_iter()
+        .map(|outcome| match outcome.result {
+            Ok(OperationResult::Remembered(receipt)) => receipt,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(receipts[0].near_duplicate_of, None);
+    assert_eq!(receipts[1].near_duplicate_of, Some(receipts[0].id));
+    assert_eq!(receipts[2].near_duplicate_of, None);
 }
 
 fn a_batch_is_carried_out_in_order_and_a_refusal_leaves_the_others_alone(world: &World<'_>) {

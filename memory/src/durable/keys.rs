@@ -10,6 +10,10 @@ pub(crate) const REGENERATION: &[u8] = b"regeneration";
 pub(crate) const NAMESPACE_PREFIX: &[u8] = b"namespace/";
 /// `projection/NAME` for each projection that the journal is kept for.
 pub(crate) const PROJECTION_PREFIX: &[u8] = b"projection/";
+/// The name under which the journal is kept for the file of the recall index.
+pub(crate) const INDEX_FOLLOWER: &str = "recall-index";
+/// Which file of the recall index belongs to these rows: its number and the LSN that it stands for.
+pub(crate) const INDEX_FILE: &[u8] = b"index-file";
 /// `purge/LSN` holds when everything forgotten up to that LSN was gone from the files.
 pub(crate) const PURGE_PREFIX: &[u8] = b"purge/";
 

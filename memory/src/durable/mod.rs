@@ -9,16 +9,19 @@
 //! [`StoreError::Closed`] and the process is expected to exit; a write is never tried again.
 //!
 //! Reading order: [`options`], `record` and `keys` (what the rows are), `transaction`, `operations`, then this file (the
-//! store), `reading`, `embeddings`, `projection`, `upkeep`.
+//! store), `reading`, `embeddings`, `projection`,
+//! `snapshot` (the index as a file), `upkeep`.
 
 mod cache;
 mod embeddings;
 pub(crate) mod keys;
 pub(crate) mod operations;
 pub mod options;
+mod parallel;
 pub mod projection;
 mod reading;
 pub(crate) mod record;
+mod snapshot;
 pub(crate) mod transaction;
 mod upkeep;
 
@@ -29,13 +32,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 
 use mneme_base::{Embedding, EmbeddingGeneration, Lsn, MemoryId, Namespace, Timestamp};
 
-use crate::domain::{Memory, MemoryState, Recall, RecallQuery};
+use crate::domain::{Memory, Recall, RecallQuery};
 use crate::durable::cache::MemoryCache;
 use crate::durable::operations::Context;
 use crate::durable::record::RowError;
 use crate::durable::transaction::{Transaction, WriterState};
 use crate::gate;
-use crate::recall::RecallIndex;
+use crate::index::tokens::Tokenizer;
+use crate::recall::{RecallIndex, RowParts};
 use crate::state::{RamEngine, StateEngine, Table, open_engine, scan_prefix};
 use crate::store::{
     Document, MaintenanceReport, MaintenanceTask, MemoryStore, Operation, OperationOutcome, PendingEmbedding, Scan,
@@ -48,8 +52,21 @@ pub use options::{DurableOptions, StoreLimits};
 pub use projection::{Change, JournalRecord, Projection};
 pub use upkeep::restore;
 
+/// From so many changed memories on, a commit prepares the index on a second thread.
+const PREPARE_MIN: usize = 64;
 /// The state engine's folder inside the store's.
 const STATE_FOLDER: &str = "state";
+
+/// What the parts of a recall index take (bytes).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IndexSizes {
+    /// Int8 codes and scales of the vectors.
+    pub codes: u64,
+    /// Postings and lengths of the texts.
+    pub text: u64,
+    /// All of it, with what filters and near duplicates need.
+    pub all: u64,
+}
 
 /// Memories in a state engine, with a recall index in memory.
 pub struct DurableStore {
@@ -63,6 +80,7 @@ pub struct DurableStore {
     /// What the last transaction left, for readers that must not wait for the writer.
     published: RwLock<WriterState>,
     projections: RwLock<Vec<Arc<dyn Projection>>>,
+    opened_from_index_file: bool,
     /// Held for a whole step of upkeep: one at a time.
     upkeep: Mutex<()>,
 }
@@ -95,7 +113,11 @@ impl DurableStore {
     /// Opens a store over a state engine.
     pub fn over(engine: Arc<dyn StateEngine>, folder: &Path, options: DurableOptions) -> Result<Self, StoreError> {
         let state = load_writer_state(engine.as_ref(), folder)?;
-        let index = reading::build_index(engine.as_ref(), folder, &options, state.generation.as_ref())?;
+        let (index, file_lsn) = match snapshot::load(engine.as_ref(), folder, &options.index)? {
+            Some((index, lsn)) => (index, Some(lsn)),
+            None => (reading::build_index(engine.as_ref(), folder, &options, state.generation.as_ref())?, None),
+        };
+        let index = snapshot::with_rows(index, &engine);
         let store = Self {
             folder: folder.to_owned(),
             cache: Mutex::new(MemoryCache::new(options.memory_cache_bytes)),
@@ -105,8 +127,13 @@ impl DurableStore {
             writer: Mutex::new(state),
             index: RwLock::new(index),
             projections: RwLock::default(),
+            opened_from_index_file: file_lsn.is_some(),
             upkeep: Mutex::new(()),
         };
+        if let Some(lsn) = file_lsn {
+            let changes = store.catch_up(lsn)?;
+            tracing::debug!(lsn, changes, "recall index read from its file");
+        }
         store.resume_regeneration()?;
         Ok(store)
     }
@@ -138,6 +165,24 @@ impl DurableStore {
 
     fn options(&self) -> Arc<DurableOptions> {
         Arc::clone(&self.options.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What the parts of the recall index take (bytes of the heap, nearly).
+    pub fn index_sizes(&self) -> IndexSizes {
+        let index = self.index();
+        IndexSizes { codes: index.own.bytes() + index.context.bytes(), text: index.text_bytes(), all: index.bytes() }
+    }
+
+    /// Bytes of all rows: what a state engine without any overhead would take. Cost: reads every row.
+    pub fn row_bytes(&self) -> Result<u64, StoreError> {
+        let mut bytes = 0_u64;
+        for table in Table::ALL {
+            self.engine.scan(table, Bound::Unbounded, Bound::Unbounded, &mut |key, value| {
+                bytes += (key.len() + value.len()) as u64;
+                ControlFlow::Continue(())
+            })?;
+        }
+        Ok(bytes)
     }
 
     fn check_open(&self) -> Result<(), StoreError> {
@@ -201,23 +246,24 @@ impl DurableStore {
         self.check_disk()?;
         let mut report = ImportReport::default();
         let mut admitted = Vec::with_capacity(memories.len());
-        for memory in memories {
+        for outcome in parallel::map(memories, |memory| {
             let id = memory.id;
-            match gate::admit_stored(memory) {
+            gate::admit_stored(memory).map_err(|refusal| (id, refusal))
+        }) {
+            match outcome {
                 Ok(memory) => admitted.push(memory),
                 Err(refusal) => {
-                    report.add(ImportReport { refused: 1, refusals: vec![(id, refusal)], ..ImportReport::default() });
+                    report.add(ImportReport { refused: 1, refusals: vec![refusal], ..ImportReport::default() });
                 }
             }
         }
         let mut writer = self.writer();
         let corrupt = corrupt(&self.folder);
         let mut transaction = Transaction::new(self.engine.as_ref(), writer.clone(), &corrupt);
-        for mut memory in admitted {
-            let live = memory.state != MemoryState::Superseded;
-            if transaction.memory(memory.id)?.is_some()
-                || (live && transaction.with_content(&memory.content_hash)?.is_some())
-            {
+        let known = transaction.known(&admitted)?;
+        for (mut memory, known) in admitted.into_iter().zip(known) {
+            // Known before this batch, or by this batch.
+            if known || transaction.has_inserted(&memory) {
                 report.known += 1;
                 continue;
             }
@@ -235,16 +281,34 @@ impl DurableStore {
     /// Makes a transaction durable, then visible.
     fn commit(&self, writer: &mut WriterState, transaction: Transaction<'_>) -> Result<(), StoreError> {
         let Transaction { batch, state, touched, .. } = transaction;
-        self.engine.commit(&batch)?;
-        self.cache().invalidate(touched.keys());
+        // In id order, so that the index does not depend on the order of a hash map.
+        let mut touched: Vec<_> = touched.into_iter().collect();
+        touched.sort_unstable_by_key(|(id, _)| *id);
+        let mut parts: Vec<Option<RowParts>> = Vec::new();
+        if touched.len() < PREPARE_MIN {
+            self.engine.commit(&batch)?;
+        } else {
+            // The disk is written while texts are taken apart. If it fails, that work was in vain.
+            std::thread::scope(|scope| {
+                let touched = &touched;
+                let prepared = scope.spawn(move || {
+                    let tokenizer = Tokenizer::new();
+                    let part = |memory: &Memory| RowParts::new(&tokenizer, memory);
+                    touched.iter().map(|(_, memory)| memory.as_ref().map(part)).collect()
+                });
+                self.engine.commit(&batch)?;
+                parts = prepared.join().unwrap_or_default();
+                Ok::<_, StoreError>(())
+            })?;
+        }
+        self.cache().invalidate(touched.iter().map(|(id, _)| id));
         if !touched.is_empty() {
             let mut index = self.index_mut();
-            // In id order, so that the index does not depend on the order of a hash map.
-            let mut touched: Vec<_> = touched.into_iter().collect();
-            touched.sort_unstable_by_key(|(id, _)| *id);
+            let mut parts = parts.into_iter();
             for (id, memory) in touched {
+                let parts = parts.next().flatten();
                 match memory {
-                    Some(memory) => index.upsert(&memory),
+                    Some(memory) => index.upsert_prepared(&memory, parts),
                     None => {
                         index.remove(id);
                     }

@@ -9,6 +9,7 @@ use crate::durable::options::DurableOptions;
 use crate::durable::record;
 use crate::durable::transaction::Transaction;
 use crate::gate::{self, Admitted, Usage};
+use crate::index::duplicates::signature;
 use crate::recall::RecallIndex;
 use crate::state::Table;
 use crate::store::{Document, Operation, OperationKind, OperationOutcome, OperationResult, Refusal, StoreError};
@@ -16,7 +17,7 @@ use crate::store::{Document, Operation, OperationKind, OperationOutcome, Operati
 /// What operations are carried out with.
 pub(crate) struct Context<'a> {
     pub(crate) options: &'a DurableOptions,
-    /// The index as it was before the batch: near duplicates within one batch are not seen.
+    /// The index as it was before the batch.
     pub(crate) index: &'a RecallIndex,
     pub(crate) now: Timestamp,
 }
@@ -154,13 +155,16 @@ fn insert(
     lsn: Lsn,
 ) -> RememberReceipt {
     let Admitted { memory, redactions, content_hash, state } = admitted;
-    let near_duplicate_of = context
-        .index
-        .near_duplicate(&memory.text, &memory.namespace)
-        // One that this batch has forgotten, or that is being replaced, is no news.
-        .filter(|id| !matches!(transaction.touched.get(id), Some(None)) && Some(*id) != supersedes);
+    let signature = signature(&memory.text);
+    // One that this batch has forgotten, or that is being replaced, is no news.
+    let news = |id: MemoryId| !matches!(transaction.touched.get(&id), Some(None)) && Some(id) != supersedes;
+    let near_duplicate_of = transaction
+        .fresh
+        .find(&memory.namespace, signature, news)
+        .or_else(|| context.index.near_duplicate(signature, &memory.namespace).filter(|id| news(*id)));
     let id = gate::memory_id(context.now, op_id, lsn.0);
     let valid_from = gate::valid_from(&memory, context.now);
+    transaction.fresh.push(&memory.namespace, signature, id);
     transaction.insert(Memory {
         id,
         namespace: memory.namespace,

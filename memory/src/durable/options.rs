@@ -1,7 +1,7 @@
 //! How a durable store is opened.
 
 use crate::gate::Quotas;
-use crate::recall::IndexOptions;
+use crate::recall::{HalfVectors, IndexOptions};
 use crate::state::EngineKind;
 
 /// How long operation ids are remembered (ms): a client that resends later than this is doing something new.
@@ -28,6 +28,8 @@ pub struct DurableOptions {
     pub ledger_rows_max: u64,
     /// Writes other than forgets are refused when less than this is free on the disk (bytes).
     pub disk_watermark_bytes: u64,
+    /// Memories from which on the recall index is kept as a file too, so that opening reads it; `None` for the usual number.
+    pub index_file_rows_min: Option<usize>,
 }
 
 /// What a store that is open already can be told anew.
@@ -56,11 +58,13 @@ impl Default for DurableOptions {
             engine: EngineKind::default(),
             engine_cache_bytes: 64 << 20,
             memory_cache_bytes: 16 << 20,
-            index: IndexOptions::default(),
+            // The rows hold exact vectors already: the index needs no copies.
+            index: IndexOptions { half_vectors: HalfVectors::None, ..IndexOptions::default() },
             quotas: Quotas::default(),
             ledger_retention_ms: LEDGER_RETENTION_MS,
             ledger_rows_max: LEDGER_ROWS_MAX,
             disk_watermark_bytes: 256 << 20,
+            index_file_rows_min: None,
         }
     }
 }

@@ -7,14 +7,14 @@ use std::fmt;
 use std::ops::{Bound, ControlFlow};
 use std::sync::{Arc, PoisonError};
 
-use mneme_base::{Embedding, EmbeddingGeneration, Lsn, MemoryId};
+use mneme_base::{Embedding, EmbeddingGeneration, Lsn, MemoryId, Timestamp};
 
 use crate::domain::Memory;
 use crate::durable::record::{self, ChangeKind};
 use crate::durable::transaction::Transaction;
 use crate::durable::{DurableStore, corrupt, each_memory, keys};
 use crate::state::{Table, WriteBatch};
-use crate::store::StoreError;
+use crate::store::{MaintenanceReport, MaintenanceTask, StoreError};
 
 /// Records that a projection gets at once.
 const RECORDS_PER_APPLY: usize = 1_000;
@@ -68,16 +68,22 @@ pub trait Projection: Send + Sync + fmt::Debug {
 
     /// Makes removed content unreadable in its files.
     fn purge(&self) -> Result<(), StoreError>;
+
+    /// Does its part of a step of upkeep, after the store has done its own.
+    fn upkeep(&self, task: MaintenanceTask, now: Timestamp) -> Result<MaintenanceReport, StoreError> {
+        let _ = (task, now);
+        Ok(MaintenanceReport::default())
+    }
 }
 
 /// The row that the journal is kept by: from where on it is complete for the projection, and how far that one has come.
-struct Follower {
-    complete_after: u64,
-    checkpoint: u64,
+pub(super) struct Follower {
+    pub(super) complete_after: u64,
+    pub(super) checkpoint: u64,
 }
 
 impl Follower {
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         [self.complete_after.to_le_bytes(), self.checkpoint.to_le_bytes()].concat()
     }
 
@@ -92,6 +98,12 @@ impl DurableStore {
     pub fn attach(&self, projection: Arc<dyn Projection>) -> Result<(), StoreError> {
         self.check_open()?;
         let name = projection.name().to_owned();
+        if name == keys::INDEX_FOLLOWER {
+            return Err(StoreError::InvalidQuery {
+                field: "projection",
+                problem: format!("{name} is a name of the store's own"),
+            });
+        }
         let mut writer = self.writer();
         if !writer.projections.contains(&name) {
             let corrupt = corrupt(&self.folder);
@@ -202,7 +214,7 @@ impl DurableStore {
         Ok(filled)
     }
 
-    fn journal_rows(&self, after: u64) -> Result<Vec<(u64, record::JournalRow)>, StoreError> {
+    pub(super) fn journal_rows(&self, after: u64) -> Result<Vec<(u64, record::JournalRow)>, StoreError> {
         let mut raw = Vec::new();
         let from = after.to_be_bytes();
         self.engine.scan(Table::Journal, Bound::Excluded(&from), Bound::Unbounded, &mut |key, value| {

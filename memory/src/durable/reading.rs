@@ -8,12 +8,15 @@ use mneme_base::{Embedding, EmbeddingGeneration, MemoryId, Score, Timestamp};
 
 use crate::domain::{Hit, Memory, Recall, RecallQuery};
 use crate::durable::options::DurableOptions;
-use crate::durable::{DurableStore, corrupt, each_memory, keys, record};
+use crate::durable::{DurableStore, corrupt, each_memory, keys, parallel, record};
 use crate::gate;
-use crate::recall::RecallIndex;
+use crate::index::tokens::Tokenizer;
+use crate::recall::{RecallIndex, RowParts};
 use crate::state::{StateEngine, Table, prefix_end};
 use crate::store::{Document, Scan, StoreError};
 
+/// Memories that are taken apart together while the index is built: a few megabytes.
+const BUILD_ROWS: usize = 4_096;
 /// A page has at most this many rows, whatever is asked for.
 pub(crate) const PAGE_ROWS_MAX: usize = 10_000;
 
@@ -143,10 +146,26 @@ pub(super) fn build_index(
     generation: Option<&EmbeddingGeneration>,
 ) -> Result<RecallIndex, StoreError> {
     let mut index = RecallIndex::new(options.index.clone());
+    let tokenizer = Tokenizer::new();
+    let mut gathered = Vec::with_capacity(BUILD_ROWS);
+    let add = |gathered: &mut Vec<Memory>, index: &mut RecallIndex| {
+        // Taking texts apart is most of the work, and needs no index: it is spread over the processors.
+        let apart = |memory: Memory| {
+            let parts = RowParts::new(&tokenizer, &memory);
+            (memory, parts)
+        };
+        for (memory, parts) in parallel::map(std::mem::take(gathered), apart) {
+            index.upsert_prepared(&memory, Some(parts));
+        }
+    };
     each_memory(engine, folder, None, &mut |memory| {
-        index.upsert(&memory);
+        gathered.push(memory);
+        if gathered.len() == BUILD_ROWS {
+            add(&mut gathered, &mut index);
+        }
         ControlFlow::Continue(())
     })?;
+    add(&mut gathered, &mut index);
     // Vectors of the current generation first. Those of an older one serve until they are replaced, but only where the two
     // have the same dimensions: others cannot be in one view.
     let mut dimensions = None;

@@ -349,6 +349,15 @@ pub(crate) fn decode_embeddings(bytes: &[u8]) -> Result<(EmbeddingGeneration, Ve
     Ok((EmbeddingGeneration(row.generation.to_owned()), embeddings))
 }
 
+/// The scalar product of a query and one of a row's vectors; `None` where the row has none of the query's dimensions.
+pub(crate) fn dot_with(bytes: &[u8], view: usize, query: &[f32]) -> Option<f32> {
+    let row =
+        decode::<EmbeddingRow<'_>>("embedding", bytes).ok().filter(|row| row.dimensions as usize == query.len())?;
+    let vector = row.components.chunks_exact(query.len() * 4).nth(view)?;
+    let components = vector.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    Some(components.zip(query).map(|(a, b)| a * b).sum())
+}
+
 /// The generation of a row of vectors, without the vectors.
 pub(crate) fn generation_of(bytes: &[u8]) -> Result<&str, RowError> {
     decode::<EmbeddingRow<'_>>("embedding", bytes).map(|row| row.generation)

@@ -9,6 +9,7 @@ use crate::domain::{Memory, MemoryState};
 use crate::durable::keys;
 use crate::durable::options::DurableOptions;
 use crate::durable::record::{self, ChangeKind, Counters, JournalRow, RowError};
+use crate::index::duplicates::Fresh;
 use crate::state::{StateEngine, Table, WriteBatch, scan_prefix};
 use crate::store::{OperationResult, StoreError};
 
@@ -33,6 +34,8 @@ pub(crate) struct Transaction<'a> {
     pub(crate) batch: WriteBatch,
     /// Memories that this transaction changed; `None` is removed.
     pub(crate) touched: HashMap<MemoryId, Option<Memory>>,
+    /// What it has inserted, for near duplicates within one batch.
+    pub(crate) fresh: Fresh,
     journal: JournalRow,
     op_ids: Vec<OpId>,
     corrupt: &'a dyn Fn(RowError) -> StoreError,
@@ -49,6 +52,7 @@ impl<'a> Transaction<'a> {
             state,
             batch: WriteBatch::default(),
             touched: HashMap::new(),
+            fresh: Fresh::default(),
             journal: JournalRow::default(),
             op_ids: Vec::new(),
             corrupt,
@@ -102,6 +106,29 @@ impl<'a> Transaction<'a> {
             Some(bytes) => self.decoded(record::decode_memory(id, &bytes)).map(Some),
             None => Ok(None),
         }
+    }
+
+    /// Which of some memories the store has already, by id or, where they are live, by content. Two passes over sorted keys.
+    pub(crate) fn known(&self, memories: &[Memory]) -> Result<Vec<bool>, StoreError> {
+        let mut known = vec![false; memories.len()];
+        let ids: Vec<&[u8]> = memories.iter().map(|memory| &memory.id.as_bytes()[..]).collect();
+        self.engine.get_many(Table::Memory, &ids, &mut |at, _| known[at] = true)?;
+        let contents: Vec<Vec<u8>> = memories.iter().map(|memory| keys::content(&memory.content_hash)).collect();
+        let mut order: Vec<usize> = (0..memories.len()).collect();
+        order.sort_unstable_by(|a, b| contents[*a].cmp(&contents[*b]));
+        let sorted: Vec<&[u8]> = order.iter().map(|at| contents[*at].as_slice()).collect();
+        self.engine.get_many(Table::Index, &sorted, &mut |at, _| {
+            let at = order[at];
+            known[at] |= memories[at].state != MemoryState::Superseded;
+        })?;
+        Ok(known)
+    }
+
+    /// Whether this transaction has inserted the memory, or a live one with its content.
+    pub(crate) fn has_inserted(&self, memory: &Memory) -> bool {
+        self.touched.contains_key(&memory.id)
+            || (memory.state != MemoryState::Superseded
+                && matches!(self.batch.get(Table::Index, &keys::content(&memory.content_hash)), Some(Some(_))))
     }
 
     /// The live memory with this content.

@@ -13,6 +13,7 @@ use crate::durable::record;
 use crate::durable::transaction::Transaction;
 use crate::durable::{DurableStore, corrupt, keys};
 use crate::gate::{self, QUOTA_BUCKET_MS, QUOTA_BUCKETS};
+use crate::recall::View;
 use crate::state::folder::{io_error, write_whole};
 use crate::state::{StateEngine, Table, WriteBatch, open_engine, scan_prefix};
 use crate::store::{MaintenanceReport, MaintenanceTask, StoreError};
@@ -49,13 +50,20 @@ impl DurableStore {
     pub(super) fn upkeep_step(&self, task: MaintenanceTask, now: Timestamp) -> Result<MaintenanceReport, StoreError> {
         self.check_open()?;
         let _one_at_a_time = self.upkeep.lock().unwrap_or_else(PoisonError::into_inner);
-        match task {
+        let mut report = match task {
             MaintenanceTask::Purge => self.purge(now),
             MaintenanceTask::Compact => self.compact(),
             MaintenanceTask::Index => self.refresh_index(),
             MaintenanceTask::Cleanup => self.clean_up(now),
             MaintenanceTask::Audit => self.audit(),
+        }?;
+        let attached = self.projections.read().unwrap_or_else(PoisonError::into_inner).clone();
+        for projection in &attached {
+            let theirs = projection.upkeep(task, now)?;
+            report.items += theirs.items;
+            report.bytes_freed += theirs.bytes_freed;
         }
+        Ok(report)
     }
 
     /// Makes what was forgotten until now unreadable: projections first, then the state engine's files are rewritten.
@@ -77,6 +85,7 @@ impl DurableStore {
         for projection in &attached {
             projection.purge()?;
         }
+        let had_index_file = self.drop_index_file()?;
         let bytes_freed = self.engine.rewrite()?;
         let items = ids.len() as u64;
         let mut writer = self.writer();
@@ -91,6 +100,10 @@ impl DurableStore {
         transaction.batch.put(Table::Meta, key, now.as_millis().to_le_bytes());
         transaction.finish_without_operations();
         self.commit(&mut writer, transaction)?;
+        drop(writer);
+        if had_index_file {
+            self.write_index_file()?;
+        }
         Ok(MaintenanceReport { items, bytes_freed, measure: None })
     }
 
@@ -99,13 +112,7 @@ impl DurableStore {
         if disk < COMPACT_BYTES_MIN {
             return Ok(MaintenanceReport::default());
         }
-        let mut live = 0_u64;
-        for table in Table::ALL {
-            self.engine.scan(table, Bound::Unbounded, Bound::Unbounded, &mut |key, value| {
-                live += (key.len() + value.len()) as u64;
-                ControlFlow::Continue(())
-            })?;
-        }
+        let live = self.row_bytes()?;
         let factor = disk as f64 / live.max(1) as f64;
         if factor < COMPACT_FACTOR {
             return Ok(MaintenanceReport { items: 0, bytes_freed: 0, measure: Some(factor) });
@@ -114,12 +121,14 @@ impl DurableStore {
         Ok(MaintenanceReport { items: 1, bytes_freed, measure: Some(factor) })
     }
 
-    /// Feeds the projections; drops what is dead from the recall index when that is much of it.
+    /// Feeds the projections; drops what is dead from the recall index when that is much of it; writes the index file anew when it
+    /// is far behind.
     fn refresh_index(&self) -> Result<MaintenanceReport, StoreError> {
-        let items = self.project()?;
         if self.index().wants_compaction() {
             self.index_mut().compact();
         }
+        self.refresh_index_file()?;
+        let items = self.project()?;
         Ok(MaintenanceReport { items, ..MaintenanceReport::default() })
     }
 
@@ -190,10 +199,9 @@ impl DurableStore {
         let approximate: Vec<BTreeSet<MemoryId>> = {
             let index = self.index();
             let live = index.columns.live().clone();
-            let threads = index.options().scan_threads;
             let best = |embedding: &Embedding| {
                 let query = index.own.query(embedding);
-                query.map(|query| index.own.top(&query, AUDIT_DEPTH, &live, threads)).unwrap_or_default()
+                query.map(|query| index.top(View::Own, &query, AUDIT_DEPTH, &live)).unwrap_or_default()
             };
             queries
                 .iter()

@@ -12,6 +12,19 @@ impl Bitmap {
         Self { words: vec![0; rows.div_ceil(64)] }
     }
 
+    /// A set of these words, row 0 in the lowest bit of the first.
+    pub fn from_words(words: Vec<u64>) -> Self {
+        Self { words }
+    }
+
+    /// Takes every row from `rows` on out.
+    pub fn cut(&mut self, rows: usize) {
+        self.words.truncate(rows.div_ceil(64));
+        if let Some(last) = self.words.get_mut(rows / 64) {
+            *last &= (1 << (rows % 64)) - 1;
+        }
+    }
+
     /// The words, row 0 in the lowest bit of the first.
     pub fn words(&self) -> &[u64] {
         &self.words

@@ -16,7 +16,7 @@ use crate::domain::{Memory, MemoryKind, MemoryState};
 /// Stands for "none" in a column of interned numbers.
 pub const NONE: u32 = u32::MAX;
 /// Stands for "never" in a column of times.
-const NEVER: i64 = i64::MAX;
+pub(super) const NEVER: i64 = i64::MAX;
 
 /// Small numbers for strings that many memories share.
 #[derive(Debug, Default)]
@@ -52,6 +52,12 @@ impl Interner {
         self.names.iter().enumerate().map(|(number, name)| (number as u32, name.as_ref()))
     }
 
+    /// The strings under their numbers; an empty one stands for a number that nothing uses any more.
+    pub(super) fn from_names(names: Vec<Box<str>>) -> Self {
+        let used = names.iter().enumerate().filter(|(_, name)| !name.is_empty());
+        Self { numbers: used.map(|(number, name)| (name.clone(), number as u32)).collect(), names }
+    }
+
     /// Bytes on the heap, nearly.
     pub fn bytes(&self) -> u64 {
         self.names.iter().map(|name| 2 * name.len() as u64 + 48).sum()
@@ -61,36 +67,36 @@ impl Interner {
 /// The columns of all rows.
 #[derive(Debug, Default)]
 pub struct Columns {
-    ids: Vec<MemoryId>,
-    rows: HashTable<u32>,
-    hasher: DefaultHashBuilder,
-    namespaces: Vec<u32>,
-    kinds: Vec<MemoryKind>,
-    trusts: Vec<TrustTier>,
-    states: Vec<MemoryState>,
-    sources: Vec<u32>,
-    speakers: Vec<u32>,
-    threads: Vec<u32>,
-    positions: Vec<u64>,
-    valid_from: Vec<i64>,
-    valid_to: Vec<i64>,
-    recorded_at: Vec<i64>,
-    superseded_at: Vec<i64>,
-    contents: Vec<u64>,
-    cues: Vec<u8>,
-    live: Bitmap,
-    live_count: usize,
+    pub(super) ids: Vec<MemoryId>,
+    pub(super) rows: HashTable<u32>,
+    pub(super) hasher: DefaultHashBuilder,
+    pub(super) namespaces: Vec<u32>,
+    pub(super) kinds: Vec<MemoryKind>,
+    pub(super) trusts: Vec<TrustTier>,
+    pub(super) states: Vec<MemoryState>,
+    pub(super) sources: Vec<u32>,
+    pub(super) speakers: Vec<u32>,
+    pub(super) threads: Vec<u32>,
+    pub(super) positions: Vec<u64>,
+    pub(super) valid_from: Vec<i64>,
+    pub(super) valid_to: Vec<i64>,
+    pub(super) recorded_at: Vec<i64>,
+    pub(super) superseded_at: Vec<i64>,
+    pub(super) contents: Vec<u64>,
+    pub(super) cues: Vec<u8>,
+    pub(super) live: Bitmap,
+    pub(super) live_count: usize,
     /// Names of namespaces.
     pub namespace_names: Interner,
     /// Names of sources.
     pub source_names: Interner,
     /// Names of speakers, lower case.
     pub speaker_names: Interner,
-    thread_names: Interner,
+    pub(super) thread_names: Interner,
     /// Words of speakers' names, lower case, with the namespaces and speakers that they name.
-    speaker_words: HashMap<Box<str>, Vec<(u32, u32)>>,
+    pub(super) speaker_words: HashMap<Box<str>, Vec<(u32, u32)>>,
     /// Rows with a position, per thread, in order of position.
-    thread_rows: Vec<Vec<(u64, u32)>>,
+    pub(super) thread_rows: Vec<Vec<(u64, u32)>>,
 }
 
 impl Columns {
@@ -197,7 +203,7 @@ impl Columns {
         row
     }
 
-    fn name_speaker(&mut self, namespace: u32, speaker: u32) {
+    pub(super) fn name_speaker(&mut self, namespace: u32, speaker: u32) {
         let Some(name) = self.speaker_names.name(speaker) else { return };
         for word in name.split(|c: char| !c.is_alphanumeric()).filter(|word| word.chars().count() > 1) {
             let named = self.speaker_words.entry(word.into()).or_default();
@@ -237,6 +243,36 @@ impl Columns {
             rows.remove(place);
         }
         Some(row)
+    }
+
+    /// Builds what is found by key from the columns: rows by id, speakers by word, rows by thread.
+    pub(super) fn link(&mut self) {
+        let Self { ids, hasher, live, rows, threads, positions, thread_rows, .. } = self;
+        *rows = HashTable::with_capacity(ids.len());
+        for row in live.rows() {
+            rows.insert_unique(hasher.hash_one(ids[row as usize]), row, |row| hasher.hash_one(ids[*row as usize]));
+        }
+        let mut speakers = std::collections::HashSet::new();
+        for row in live.rows().map(|row| row as usize) {
+            speakers.insert((self.namespaces[row], self.speakers[row]));
+            let (thread, position) = (threads[row], positions[row]);
+            if thread == NONE || position == u64::MAX {
+                continue;
+            }
+            if thread as usize >= thread_rows.len() {
+                thread_rows.resize_with(thread as usize + 1, Vec::new);
+            }
+            thread_rows[thread as usize].push((position, row as u32));
+        }
+        thread_rows.iter_mut().for_each(|rows| {
+            rows.sort_unstable();
+            rows.shrink_to_fit();
+        });
+        let mut speakers: Vec<_> = speakers.into_iter().collect();
+        speakers.sort_unstable();
+        for (namespace, speaker) in speakers {
+            self.name_speaker(namespace, speaker);
+        }
     }
 
     /// Keeps only the live rows, given in ascending order; `places` gives each old row's new number, [`NONE`] for a dead one.

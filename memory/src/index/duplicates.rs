@@ -5,6 +5,8 @@
 //! meant: "2 cats" and "3 cats" are two facts. Two signatures at most 3 bits apart agree in one of four bands of 16 bits,
 //! so a look-up walks four chains.
 
+use mneme_base::{MemoryId, Namespace};
+
 /// Signatures at most this many bits apart are near duplicates; four bands find every pair up to 3.
 const BITS_APART_MAX: u32 = 3;
 /// A chain is followed at most this far: a band that thousands share says nothing.
@@ -15,7 +17,7 @@ const NONE: u32 = u32::MAX;
 /// Signatures of all rows, chained by band.
 #[derive(Debug)]
 pub struct Duplicates {
-    signatures: Vec<u64>,
+    pub(super) signatures: Vec<u64>,
     heads: Vec<u32>,
     nexts: Vec<[u32; BANDS]>,
 }
@@ -80,6 +82,34 @@ impl Duplicates {
 
 fn slot(signature: u64, band: usize) -> usize {
     band << 16 | (signature >> (16 * band) & 0xffff) as usize
+}
+
+/// Signatures of memories that the index does not have yet: those that a batch has brought so far. A batch has some hundred at most,
+/// so that looking at all of them costs nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Fresh(Vec<(Namespace, u64, MemoryId)>);
+
+impl Fresh {
+    /// Adds a memory.
+    pub(crate) fn push(&mut self, namespace: &Namespace, signature: u64, id: MemoryId) {
+        self.0.push((namespace.clone(), signature, id));
+    }
+
+    /// The nearest accepted one with nearly this signature; the newest among equals.
+    pub(crate) fn find(
+        &self,
+        space: &Namespace,
+        signature: u64,
+        accept: impl Fn(MemoryId) -> bool,
+    ) -> Option<MemoryId> {
+        let apart = |other: u64| (other ^ signature).count_ones();
+        let near = self
+            .0
+            .iter()
+            .rev()
+            .filter(|(namespace, other, id)| namespace == space && apart(*other) <= BITS_APART_MAX && accept(*id));
+        near.min_by_key(|(_, other, _)| apart(*other)).map(|(.., id)| *id)
+    }
 }
 
 /// The SimHash of a text's words and word pairs.

@@ -12,7 +12,7 @@ use half::f16;
 /// Where half-precision copies are kept.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum HalfVectors {
-    /// Nowhere: the order of the codes stands.
+    /// Nowhere: the order of the codes stands, or exact vectors are read from the store's rows.
     None,
     /// In memory: 2 bytes a component.
     #[default]
@@ -164,7 +164,7 @@ impl Halves {
 }
 
 #[cfg(unix)]
-fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> std::io::Result<()> {
+pub(super) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> std::io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
 }
 
@@ -174,7 +174,7 @@ fn write_at(file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
 }
 
 #[cfg(windows)]
-fn read_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> std::io::Result<()> {
+pub(super) fn read_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> std::io::Result<()> {
     while !bytes.is_empty() {
         match std::os::windows::fs::FileExt::seek_read(file, bytes, offset)? {
             0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),

@@ -11,7 +11,7 @@ use super::bitmap::Bitmap;
 use super::tokens::{Field, Tokenizer, is_stop_word, term_hash};
 
 /// How many bits of a posting say how often the term occurs.
-const COUNT_BITS: u32 = 4;
+pub(super) const COUNT_BITS: u32 = 4;
 const COUNT_MAX: u32 = (1 << COUNT_BITS) - 1;
 /// Rows past this do not fit into a posting.
 pub const ROWS_MAX: u32 = u32::MAX >> COUNT_BITS;
@@ -90,18 +90,16 @@ impl TextScores {
     }
 }
 
-/// The postings of all terms.
-#[derive(Debug, Default)]
-pub struct TextIndex {
-    terms: HashMap<u64, Vec<u32>, BuildHasherDefault<Identity>>,
-    lengths: Vec<u16>,
-    length_sum: u64,
-    live: usize,
+/// The terms of one row, ready for [`TextIndex::push`]: taking a text apart costs more than adding it, and needs no index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowTerms {
+    counts: Vec<(u64, u32)>,
+    length: u16,
 }
 
-impl TextIndex {
-    /// Adds the terms of a row. Rows are added in ascending order, each once.
-    pub fn push(&mut self, row: u32, tokenizer: &Tokenizer, text: &str, metadata: impl Iterator<Item = String>) {
+impl RowTerms {
+    /// Takes a text and its metadata entries apart.
+    pub fn new(tokenizer: &Tokenizer, text: &str, metadata: impl Iterator<Item = String>) -> Self {
         let mut hashes = Vec::new();
         let mut length = 0_u32;
         for token in tokenizer.tokens(text) {
@@ -111,18 +109,33 @@ impl TextIndex {
             }
         }
         hashes.sort_unstable();
-        for group in hashes.chunk_by(|a, b| a == b) {
-            self.post(group[0], row, group.len() as u32);
+        let mut counts: Vec<(u64, u32)> =
+            hashes.chunk_by(|a, b| a == b).map(|group| (group[0], group.len() as u32)).collect();
+        counts.extend(metadata.map(|entry| (term_hash(Field::Metadata, &entry), 1)));
+        Self { counts, length: length.min(u32::from(u16::MAX)) as u16 }
+    }
+}
+
+/// The postings of all terms.
+#[derive(Debug, Default)]
+pub struct TextIndex {
+    pub(super) terms: HashMap<u64, Vec<u32>, BuildHasherDefault<Identity>>,
+    pub(super) lengths: Vec<u16>,
+    pub(super) length_sum: u64,
+    pub(super) live: usize,
+}
+
+impl TextIndex {
+    /// Adds the terms of a row. Rows are added in ascending order, each once.
+    pub fn push(&mut self, row: u32, terms: &RowTerms) {
+        for (hash, count) in &terms.counts {
+            self.post(*hash, row, *count);
         }
-        for entry in metadata {
-            self.post(term_hash(Field::Metadata, &entry), row, 1);
-        }
-        let length = length.min(u32::from(u16::MAX)) as u16;
         if self.lengths.len() <= row as usize {
             self.lengths.resize(row as usize + 1, 0);
         }
-        self.lengths[row as usize] = length;
-        self.length_sum += u64::from(length);
+        self.lengths[row as usize] = terms.length;
+        self.length_sum += u64::from(terms.length);
         self.live += 1;
     }
 

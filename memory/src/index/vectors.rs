@@ -11,6 +11,9 @@ use super::halves::{HalfVectors, Halves};
 
 /// How many more rows than asked for are taken from the int8 scan to be ranked again: its order errs among neighbours only.
 const OVERSAMPLE: usize = 32;
+/// Rows that are ranked again by exact vectors from elsewhere, at most: each costs some microseconds, and further down nothing is
+/// left to the order.
+pub const EXACT_MAX: usize = 64;
 
 /// Codes below this are scanned by the calling thread alone (bytes, about 3 ms): on a busy machine waiting for a second thread
 /// costs more than it saves.
@@ -25,6 +28,9 @@ pub struct Scored {
     pub score: f32,
 }
 
+/// Gives the exact scalar product with a query of each row it is asked for; `None` where there is none.
+pub type Dots<'a> = dyn Fn(&[u32], &[f32]) -> Vec<Option<f32>> + 'a;
+
 /// A question's vector, ready for one view.
 #[derive(Debug, Clone)]
 pub struct VectorQuery {
@@ -36,13 +42,13 @@ pub struct VectorQuery {
 /// One kind of vector for all rows.
 #[derive(Debug, Default)]
 pub struct VectorView {
-    dimensions: usize,
-    codes: Vec<i8>,
-    scales: Vec<f32>,
-    halves: Halves,
-    kind: HalfVectors,
-    present: Bitmap,
-    count: usize,
+    pub(super) dimensions: usize,
+    pub(super) codes: Vec<i8>,
+    pub(super) scales: Vec<f32>,
+    pub(super) halves: Halves,
+    pub(super) kind: HalfVectors,
+    pub(super) present: Bitmap,
+    pub(super) count: usize,
 }
 
 impl VectorView {
@@ -59,6 +65,11 @@ impl VectorView {
     /// How many rows have a vector.
     pub fn count(&self) -> usize {
         self.count
+    }
+
+    /// Rows that it has room for.
+    pub fn rows(&self) -> usize {
+        self.scales.len()
     }
 
     /// Whether the row has a vector.
@@ -131,6 +142,38 @@ impl VectorView {
 
     /// The `k` allowed rows of largest cosine, best first.
     pub fn top(&self, query: &VectorQuery, k: usize, allowed: &Bitmap, threads: usize) -> Vec<Scored> {
+        if !self.halves.is_some() {
+            return self.nearest(query, k, allowed, threads);
+        }
+        let mut best = self.nearest(query, k + OVERSAMPLE, allowed, threads);
+        for entry in &mut best {
+            entry.score = self.cosine(query, entry.row);
+        }
+        keep_best(&mut best, k);
+        best
+    }
+
+    /// As [`Self::top`], ranked again by exact vectors that lie elsewhere: `exact` gives the cosine to the query of each row
+    /// it is asked for, `None` where it has none. Only the first [`EXACT_MAX`] are asked for; the others keep the order of the codes.
+    pub fn top_by(
+        &self,
+        query: &VectorQuery,
+        k: usize,
+        allowed: &Bitmap,
+        threads: usize,
+        exact: &Dots<'_>,
+    ) -> Vec<Scored> {
+        let mut best = self.nearest(query, k + OVERSAMPLE, allowed, threads);
+        let rows: Vec<u32> = best.iter().take(EXACT_MAX).map(|entry| entry.row).collect();
+        for (entry, cosine) in best.iter_mut().zip(exact(&rows, query.exact.as_slice())) {
+            entry.score = cosine.unwrap_or(entry.score);
+        }
+        keep_best(&mut best, k);
+        best
+    }
+
+    /// The `k` allowed rows of largest cosine by the codes, best first.
+    fn nearest(&self, query: &VectorQuery, k: usize, allowed: &Bitmap, threads: usize) -> Vec<Scored> {
         if k == 0 || query.codes.len() != self.dimensions {
             return Vec::new();
         }
@@ -138,20 +181,11 @@ impl VectorView {
         mask.intersect(allowed);
         let rows = RowsI8::new(&self.codes, &self.scales, self.dimensions).expect("codes and scales grow together");
         let threads = if self.codes.len() < ONE_THREAD_BYTES { 1 } else { threads };
-        let wide = if self.halves.is_some() { k + OVERSAMPLE } else { k };
-        let mut best: Vec<Scored> =
-            scan_top_k(rows, Query::new(&query.codes, query.scale), wide, Some(mask.words()), threads)
-                .expect("query and mask have the shape of the rows")
-                .into_iter()
-                .map(|found| Scored { row: found.row, score: found.score })
-                .collect();
-        if self.halves.is_some() {
-            for entry in &mut best {
-                entry.score = self.cosine(query, entry.row);
-            }
-            keep_best(&mut best, k);
-        }
-        best
+        scan_top_k(rows, Query::new(&query.codes, query.scale), k, Some(mask.words()), threads)
+            .expect("query and mask have the shape of the rows")
+            .into_iter()
+            .map(|found| Scored { row: found.row, score: found.score })
+            .collect()
     }
 
     /// The cosine of a row's vector to the query, by the most precise copy at hand; 0 for a row without one.

@@ -14,7 +14,8 @@ use mneme_base::{ContentHash, Embedding, EmbeddingGeneration, Lsn, MemoryId, OpI
 use crate::domain::{ForgetReceipt, ForgetSelector, Hit, Memory, MemoryState, Recall, RecallQuery, RememberReceipt};
 use crate::durable::{DurableOptions, StoreLimits};
 use crate::gate::{self, Admitted, Usage};
-use crate::recall::{RecallIndex, context_texts};
+use crate::index::duplicates::{Fresh, signature};
+use crate::recall::{HalfVectors, IndexOptions, RecallIndex, context_texts};
 use crate::store::{
     Document, MaintenanceReport, MaintenanceTask, MemoryStore, Operation, OperationKind, OperationOutcome,
     OperationResult, PendingEmbedding, Refusal, Scan, StoreError, StoreHealth, StoreStats,
@@ -41,6 +42,8 @@ struct Inner {
     purge: BTreeSet<MemoryId>,
     /// Forgotten in the batch under way.
     removed: Vec<MemoryId>,
+    /// Remembered in the batch under way.
+    fresh: Fresh,
     /// When everything forgotten up to an LSN was purged.
     purged: BTreeMap<u64, Timestamp>,
     index: RecallIndex,
@@ -55,7 +58,8 @@ impl Default for InMemoryStore {
 impl InMemoryStore {
     /// An empty store. Of the options it takes the index and the quotas; its ledger never expires.
     pub fn new(options: DurableOptions) -> Self {
-        let index = RecallIndex::new(options.index.clone());
+        // No rows hold exact vectors here.
+        let index = RecallIndex::new(IndexOptions { half_vectors: HalfVectors::Memory, ..options.index.clone() });
         let inner = Inner {
             lsn: 0,
             memories: BTreeMap::new(),
@@ -66,6 +70,7 @@ impl InMemoryStore {
             usage: BTreeMap::new(),
             purge: BTreeSet::new(),
             removed: Vec::new(),
+            fresh: Fresh::default(),
             purged: BTreeMap::new(),
             index,
         };
@@ -177,10 +182,13 @@ impl Inner {
             };
         }
         let id = gate::memory_id(now, op_id, lsn.0);
+        let signature = signature(&memory.text);
+        let news = |near: MemoryId| self.memories.contains_key(&near) && Some(near) != supersedes;
         let near_duplicate_of = self
-            .index
-            .near_duplicate(&memory.text, &memory.namespace)
-            .filter(|near| self.memories.contains_key(near) && Some(*near) != supersedes);
+            .fresh
+            .find(&memory.namespace, signature, news)
+            .or_else(|| self.index.near_duplicate(signature, &memory.namespace).filter(|near| news(*near)));
+        self.fresh.push(&memory.namespace, signature, id);
         let valid_from = gate::valid_from(&memory, now);
         let stored = Memory {
             id,
@@ -340,6 +348,7 @@ impl MemoryStore for InMemoryStore {
         let options = self.options.read().unwrap_or_else(PoisonError::into_inner);
         let mut inner = self.inner();
         let lsn_before = Lsn(inner.lsn);
+        inner.fresh = Fresh::default();
         let outcomes = batch.iter().map(|operation| inner.operate(&options, operation, now)).collect();
         inner.refresh_index(lsn_before);
         Ok(outcomes)

@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::query::ParsedQuery;
-use super::{RecallIndex, fusion};
+use super::{RecallIndex, View, fusion};
 use crate::index::bitmap::Bitmap;
 use crate::index::columns::NONE;
 use crate::index::cues::{ASKS, ENDS_ASKING, NAMES_NAME, NAMES_NUMBER, NAMES_TIME};
@@ -70,18 +70,15 @@ pub fn collect(
     limit: usize,
 ) -> Candidates {
     let depth = (4 * limit).max(DEPTH_MIN);
-    let threads = index.options.scan_threads;
     let text = best(scores.touched.iter().map(|row| (*row, scores.rows[*row as usize].score)).collect(), 2 * depth);
     let window = window_ranking(index, scores, &text, allowed, depth);
     let mut rankings = vec![fusion::Ranking::new("bm25", text), fusion::Ranking::new("bm25_window", window)];
     if let Some(dense) = dense {
         let scored = |found: Vec<crate::index::vectors::Scored>| found.into_iter().map(|s| (s.row, s.score)).collect();
-        rankings.push(fusion::Ranking::new("dense", scored(index.own.top(&dense.own, depth, allowed, threads))));
+        rankings.push(fusion::Ranking::new("dense", scored(index.top(View::Own, &dense.own, depth, allowed))));
         if let Some(context) = &dense.context {
-            rankings.push(fusion::Ranking::new(
-                "dense_context",
-                scored(index.context.top(context, depth, allowed, threads)),
-            ));
+            let found = scored(index.top(View::Context, context, depth, allowed));
+            rankings.push(fusion::Ranking::new("dense_context", found));
         }
     }
     let mut rows: Vec<u32> = rankings.iter().flat_map(|ranking| ranking.rows.iter().map(|(row, _)| *row)).collect();

@@ -14,6 +14,8 @@ pub mod rerank;
 pub mod time;
 pub mod weights;
 
+use std::sync::Arc;
+
 use mneme_base::{Embedding, MemoryId, Timestamp};
 
 pub use context::context_texts;
@@ -21,12 +23,15 @@ pub use rank::{Method, RankingOptions};
 pub use rerank::{RerankScores, fuse_reranked, rerank_hits};
 
 use crate::domain::{HitExplanation, Memory, RecallQuery};
+use crate::index::bitmap::Bitmap;
 use crate::index::columns::{Columns, NONE};
 use crate::index::duplicates::{Duplicates, signature};
 pub use crate::index::halves::HalfVectors;
-use crate::index::text::{ROWS_MAX, TextIndex, metadata_term};
+use crate::index::sections::{Damage, SectionReader};
+use crate::index::stored::{self, Frame};
+use crate::index::text::{ROWS_MAX, RowTerms, TextIndex, metadata_term};
 use crate::index::tokens::Tokenizer;
-use crate::index::vectors::VectorView;
+use crate::index::vectors::{Scored, VectorQuery, VectorView};
 use crate::store::StoreError;
 
 /// How many memories before and after a memory are its context.
@@ -35,6 +40,36 @@ pub const NEIGHBOUR_REACH: usize = 2;
 const DEAD_SHARE_MAX: f64 = 0.25;
 /// Fewer dead rows than this are not worth it.
 const DEAD_ROWS_MIN: usize = 4_096;
+
+/// Exact vectors that lie outside of the index, by which the best of a scan are ranked again.
+pub trait ExactVectors: Send + Sync + std::fmt::Debug {
+    /// The scalar product of each memory's vector of a view (0: its own text, 1: with context) and a query; `None` where there is none
+    /// of the query's dimensions or where it cannot be read.
+    fn dots(&self, ids: &[MemoryId], view: usize, query: &[f32]) -> Vec<Option<f32>>;
+}
+
+/// What an index needs of a memory's text. Making it needs no index, so that it can be made beside other work.
+#[derive(Debug)]
+pub(crate) struct RowParts {
+    terms: RowTerms,
+    signature: u64,
+}
+
+impl RowParts {
+    pub(crate) fn new(tokenizer: &Tokenizer, memory: &Memory) -> Self {
+        let metadata = memory.metadata.iter().map(|(key, value)| metadata_term(key, value));
+        Self { terms: RowTerms::new(tokenizer, &memory.text, metadata), signature: signature(&memory.text) }
+    }
+}
+
+/// One of the two kinds of vectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum View {
+    /// Of the text alone.
+    Own = 0,
+    /// Of the text with its context.
+    Context = 1,
+}
 
 /// What an index is built with.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,7 +124,11 @@ pub struct RecallIndex {
     pub(crate) text: TextIndex,
     pub(crate) own: VectorView,
     pub(crate) context: VectorView,
-    duplicates: Duplicates,
+    pub(crate) duplicates: Duplicates,
+    /// Where exact vectors are, when they are not beside the codes.
+    exact: Option<Arc<dyn ExactVectors>>,
+    /// Changes whenever rows or the shape of a view do.
+    epoch: u64,
 }
 
 impl RecallIndex {
@@ -102,7 +141,71 @@ impl RecallIndex {
             own: VectorView::new(options.half_vectors.clone()),
             context: VectorView::new(options.half_vectors.clone()),
             duplicates: Duplicates::default(),
+            exact: None,
+            epoch: 0,
             options,
+        }
+    }
+
+    /// Reads an index from the sections of a file. Vectors come without half-precision copies. Three threads read.
+    pub(crate) fn restore(options: IndexOptions, reader: &SectionReader) -> Result<Self, Damage> {
+        let frame = &stored::read_frame(reader)?;
+        let died = || Damage::Content("could not be read: a thread died".into());
+        let (own, context, (columns, text, duplicates)) = std::thread::scope(|scope| {
+            let own = scope.spawn(|| stored::read_view(View::Own as usize, reader, frame));
+            let context = scope.spawn(|| stored::read_view(View::Context as usize, reader, frame));
+            let rest = (|| {
+                let columns = stored::read_columns(reader, frame)?;
+                Ok::<_, Damage>((columns, stored::read_text(reader, frame)?, stored::read_duplicates(reader, frame)?))
+            })();
+            let own = own.join().map_err(|_| died())??;
+            let context = context.join().map_err(|_| died())??;
+            Ok::<_, Damage>((own, context, rest?))
+        })?;
+        Ok(Self { columns, text, own, context, duplicates, ..Self::new(options) })
+    }
+
+    /// Takes exact vectors from elsewhere.
+    #[must_use]
+    pub fn with_exact(self, exact: Arc<dyn ExactVectors>) -> Self {
+        Self { exact: Some(exact), ..self }
+    }
+
+    /// What is to be written of the index as it is now.
+    pub(crate) fn frame(&self) -> Frame {
+        Frame {
+            rows: self.columns.len(),
+            live: self.columns.live().clone(),
+            epoch: self.epoch,
+            views: [&self.own, &self.context].map(|view| (view.dimensions(), view.rows().min(self.columns.len()))),
+        }
+    }
+
+    /// Whether rows are still numbered as in a frame.
+    pub(crate) fn still(&self, frame: &Frame) -> bool {
+        self.epoch == frame.epoch
+    }
+
+    /// The view of a kind of vector.
+    pub(crate) fn view(&self, view: View) -> &VectorView {
+        match view {
+            View::Own => &self.own,
+            View::Context => &self.context,
+        }
+    }
+
+    /// The `k` allowed rows of largest cosine, best first, ranked by the most exact vectors at hand.
+    pub(crate) fn top(&self, view: View, query: &VectorQuery, k: usize, allowed: &Bitmap) -> Vec<Scored> {
+        let threads = self.options.scan_threads;
+        match &self.exact {
+            None => self.view(view).top(query, k, allowed, threads),
+            Some(exact) => {
+                let dots = |rows: &[u32], query: &[f32]| {
+                    let ids: Vec<MemoryId> = rows.iter().map(|row| self.columns.id(*row)).collect();
+                    exact.dots(&ids, view as usize, query)
+                };
+                self.view(view).top_by(query, k, allowed, threads, &dots)
+            }
         }
     }
 
@@ -114,6 +217,11 @@ impl RecallIndex {
     /// Takes a memory in, or brings it up to date. A change of state, trust or validity keeps the row and its vectors;
     /// a change of the content starts anew without vectors. Cost: linear in the text.
     pub fn upsert(&mut self, memory: &Memory) {
+        self.upsert_prepared(memory, None);
+    }
+
+    /// As [`Self::upsert`], with the memory's parts, if somebody has made them already.
+    pub(crate) fn upsert_prepared(&mut self, memory: &Memory, parts: Option<RowParts>) {
         if let Some(row) = self.columns.row(memory.id) {
             if self.columns.same_frame(row, memory) {
                 self.columns.refresh(row, memory);
@@ -125,10 +233,10 @@ impl RecallIndex {
             tracing::error!(rows = self.columns.len(), "recall index is full, memory is stored but not searchable");
             return;
         }
+        let parts = parts.unwrap_or_else(|| RowParts::new(&self.tokenizer, memory));
         let row = self.columns.push(memory);
-        let metadata = memory.metadata.iter().map(|(key, value)| metadata_term(key, value));
-        self.text.push(row, &self.tokenizer, &memory.text, metadata);
-        self.duplicates.push(signature(&memory.text));
+        self.text.push(row, &parts.terms);
+        self.duplicates.push(parts.signature);
     }
 
     /// Forgets a memory: no recall returns it from now on, its vectors are wiped. Says whether it was there.
@@ -148,12 +256,14 @@ impl RecallIndex {
     pub fn set_embeddings(&mut self, id: MemoryId, embeddings: &[Embedding]) {
         let Some(row) = self.columns.row(id) else { return };
         for (view, embedding) in [&mut self.own, &mut self.context].into_iter().zip(embeddings) {
+            self.epoch += u64::from(view.dimensions() != embedding.dimensions());
             view.set(row, embedding);
         }
     }
 
     /// Forgets all vectors, for a generation that cannot be compared with the old one.
     pub fn clear_embeddings(&mut self) {
+        self.epoch += 1;
         self.own = VectorView::new(self.options.half_vectors.clone());
         self.context = VectorView::new(self.options.half_vectors.clone());
     }
@@ -167,11 +277,11 @@ impl RecallIndex {
         rows.into_iter().map(|row| self.columns.id(row)).collect()
     }
 
-    /// A live memory of the namespace whose text is nearly this one: the same up to case, punctuation and a few words of many.
-    pub fn near_duplicate(&self, text: &str, namespace: &mneme_base::Namespace) -> Option<MemoryId> {
+    /// A live memory of the namespace whose text has nearly this [`signature`]: the same up to case, punctuation and a few words of many.
+    pub fn near_duplicate(&self, signature: u64, namespace: &mneme_base::Namespace) -> Option<MemoryId> {
         let namespace = self.columns.namespace_names.get(namespace.as_str())?;
         let accept = |row| self.columns.live().contains(row) && self.columns.namespace(row) == namespace;
-        self.duplicates.find(signature(text), accept).map(|row| self.columns.id(row))
+        self.duplicates.find(signature, accept).map(|row| self.columns.id(row))
     }
 
     /// Whether so many rows are dead that [`Self::compact`] is worth its time.
@@ -191,6 +301,7 @@ impl RecallIndex {
         for (new, old) in live.iter().enumerate() {
             places[*old as usize] = new as u32;
         }
+        self.epoch += 1;
         self.columns.keep(&live, &places);
         self.text.keep(&live, &places);
         self.own.keep(&live);

@@ -3,6 +3,8 @@
 use mneme_base::{ContentHash, Embedding, Lsn, MemoryId, Namespace, Provenance, Timestamp, TrustTier};
 use std::collections::HashMap;
 
+use crate::index::duplicates::signature;
+
 use super::{IndexOptions, RankedRecall, RecallIndex, context_texts};
 use crate::domain::{Memory, MemoryKind, MemoryState, RecallQuery};
 use crate::store::StoreError;
@@ -79,7 +81,7 @@ fn a_removed_memory_is_never_returned_and_its_second_removal_says_no() {
     assert!(world.index.remove(gone));
     assert!(!world.index.remove(gone));
     assert!(world.ids(&query("launch code safe")).is_empty());
-    assert_eq!(world.index.near_duplicate("the launch code is in the safe", &Namespace::default()), None);
+    assert_eq!(world.index.near_duplicate(signature("the launch code is in the safe"), &Namespace::default()), None);
 }
 
 #[test]

@@ -37,6 +37,14 @@ pub(crate) trait Backend: Sized + Send + Sync + 'static {
 
     fn open(folder: &Path, cache_bytes: usize) -> Result<Self, BackendError>;
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, BackendError>;
+    fn get_many(&self, table: Table, keys: &[&[u8]], visit: &mut dyn FnMut(usize, &[u8])) -> Result<(), BackendError> {
+        for (at, key) in keys.iter().enumerate() {
+            if let Some(value) = self.get(table, key)? {
+                visit(at, &value);
+            }
+        }
+        Ok(())
+    }
     fn scan(
         &self,
         table: Table,
@@ -276,6 +284,10 @@ impl<B: Backend> StateEngine for Engine<B> {
 
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         self.with_backend("read a row", |backend| backend.get(table, key))
+    }
+
+    fn get_many(&self, table: Table, keys: &[&[u8]], visit: &mut dyn FnMut(usize, &[u8])) -> Result<(), StoreError> {
+        self.with_backend("read rows", |backend| backend.get_many(table, keys, visit))
     }
 
     fn scan(

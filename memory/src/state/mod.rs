@@ -204,6 +204,16 @@ pub trait StateEngine: Send + Sync + fmt::Debug {
     /// Returns a row.
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
 
+    /// Visits those of some rows that exist, with their places in `keys`.
+    fn get_many(&self, table: Table, keys: &[&[u8]], visit: &mut dyn FnMut(usize, &[u8])) -> Result<(), StoreError> {
+        for (at, key) in keys.iter().enumerate() {
+            if let Some(value) = self.get(table, key)? {
+                visit(at, &value);
+            }
+        }
+        Ok(())
+    }
+
     /// Visits the rows between two keys, in key order.
     fn scan(&self, table: Table, from: Bound<&[u8]>, to: Bound<&[u8]>, visit: &mut Visit<'_>)
     -> Result<(), StoreError>;

@@ -32,6 +32,20 @@ impl Backend for RedbBackend {
         }
     }
 
+    fn get_many(&self, table: Table, keys: &[&[u8]], visit: &mut dyn FnMut(usize, &[u8])) -> Result<(), BackendError> {
+        let rows = match self.0.begin_read()?.open_table(definition(table)) {
+            Ok(rows) => rows,
+            Err(TableError::TableDoesNotExist(_)) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        for (at, key) in keys.iter().enumerate() {
+            if let Some(value) = rows.get(key)? {
+                visit(at, value.value());
+            }
+        }
+        Ok(())
+    }
+
     fn scan(
         &self,
         table: Table,

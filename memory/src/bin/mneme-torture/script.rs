@@ -1,12 +1,15 @@
 //! What the writer does, step by step: the same from the same seed on every store of the same state, so that the oracle can
 //! follow it after the writer is dead.
 
-use mneme_base::{Embedding, EmbeddingGeneration, Namespace, OpId, Provenance, Timestamp, TrustTier};
+use std::collections::BTreeSet;
+
+use mneme_base::{Embedding, EmbeddingGeneration, MemoryId, Namespace, OpId, Provenance, Timestamp, TrustTier};
+use mneme_memory::domain::RECALL_LIMIT_MAX;
 use mneme_memory::gate::Quotas;
 use mneme_memory::state::EngineKind;
 use mneme_memory::{
     Document, DurableOptions, ForgetSelector, MaintenanceTask, Memory, MemoryStore, NewMemory, Operation,
-    OperationKind, Scan, StoreError,
+    OperationKind, RecallQuery, Scan, StoreError,
 };
 
 /// The store is kept at about this many memories: large enough for several pages and leaves, small enough that a comparison
@@ -22,6 +25,8 @@ pub(crate) fn options(engine: EngineKind) -> DurableOptions {
         engine_cache_bytes: 8 << 20,
         disk_watermark_bytes: 0,
         quotas: Quotas::UNLIMITED,
+        // The index is read from its file after every crash, wherever the last upkeep left one.
+        index_file_rows_min: Some(1),
         ..DurableOptions::default()
     }
 }
@@ -52,6 +57,7 @@ pub(crate) fn run_step(store: &dyn MemoryStore, seed: u64, step: u64) -> Result<
     let mut numbers = Numbers(seed ^ step.wrapping_mul(0x2545_f491_4f6c_dd1d));
     match step % 32 {
         7 | 23 => store.maintain(MaintenanceTask::Purge, now(step)).map(|_| ()),
+        15 | 27 => store.maintain(MaintenanceTask::Index, now(step)).map(|_| ()),
         11 => store.maintain(MaintenanceTask::Cleanup, now(step)).map(|_| ()),
         3 | 13 | 19 | 29 => embed(store, step),
         31 => store.set_generation(&generation(step)),
@@ -131,6 +137,17 @@ fn memory(numbers: &mut Numbers, step: u64, number: u64) -> NewMemory {
     }
 }
 
+/// What a question of one word finds in all drawers. Which memories, not in what order: that depends on how many dead rows the index
+/// still counts.
+fn recalled(store: &dyn MemoryStore) -> Result<BTreeSet<MemoryId>, StoreError> {
+    let space = |number: u64| format!("space{number}").parse().expect("a valid namespace");
+    let mut query = RecallQuery::new(space(0), "saying", RECALL_LIMIT_MAX);
+    query.namespaces.extend([space(1), space(2)]);
+    let found = store.recall(&query, None, now(0))?;
+    let said = found.hits.into_iter().filter(|hit| hit.memory.text.contains("saying"));
+    Ok(said.map(|hit| hit.memory.id).collect())
+}
+
 /// Everything that can be observed of a store, for comparison.
 pub(crate) fn observe(store: &dyn MemoryStore) -> Result<Observed, StoreError> {
     let stats = store.stats();
@@ -139,6 +156,7 @@ pub(crate) fn observe(store: &dyn MemoryStore) -> Result<Observed, StoreError> {
         counts: [stats.memories, stats.quarantined, stats.superseded, stats.purge_pending, stats.embeddings_pending],
         memories: store.scan(&Scan { limit: 10_000, ..Scan::default() })?,
         documents: store.documents("log", "", None, 1_000)?,
+        recalled: recalled(store)?,
         pending: store.pending_embeddings(1_000)?.into_iter().map(|pending| pending.id.to_string()).collect(),
     })
 }
@@ -151,6 +169,7 @@ pub(crate) struct Observed {
     memories: Vec<Memory>,
     documents: Vec<Document>,
     pending: Vec<String>,
+    recalled: BTreeSet<MemoryId>,
 }
 
 impl Observed {
@@ -173,6 +192,9 @@ impl Observed {
         }
         if self.pending != other.pending {
             parts.push("the queue".into());
+        }
+        if self.recalled != other.recalled {
+            parts.push("what is recalled".into());
         }
         parts.join("; ")
     }
