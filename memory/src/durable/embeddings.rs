@@ -171,9 +171,16 @@ impl DurableStore {
                 None => None,
             };
             let current = transaction.state.generation.as_ref().map(|generation| generation.0.as_str());
-            if made_with.as_deref() != current && transaction.get(Table::Pending, id.as_bytes())?.is_none() {
+            let made = made_with.is_some() && made_with.as_deref() == current;
+            let waits = transaction.get(Table::Pending, id.as_bytes())?.is_some();
+            let pending = &mut transaction.state.counters.embeddings_pending;
+            if !made && !waits {
+                *pending += 1;
                 transaction.batch.put(Table::Pending, *id.as_bytes(), []);
-                transaction.state.counters.embeddings_pending += 1;
+            } else if made && waits {
+                // The generation came back before this memory was embedded anew: its vector is right again.
+                *pending = pending.saturating_sub(1);
+                transaction.batch.delete(Table::Pending, *id.as_bytes());
             }
         }
         match ids.last() {
