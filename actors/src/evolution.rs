@@ -27,10 +27,12 @@ mod base_text;
 mod jobs;
 mod listener;
 mod load;
+mod reading;
 mod rows;
 
 use jobs::run_job;
 use listener::{listen, score};
+use reading::Pace;
 use rows::{read_checkpoint, read_rows, write_checkpoint, write_row};
 
 /// Calls at once.
@@ -166,6 +168,8 @@ pub(crate) struct State {
     /// Tells the last job that another one took its place.
     replaced: Arc<AtomicBool>,
     progress: Option<f32>,
+    /// How many texts are still read this minute.
+    pace: Pace,
 }
 
 /// Evolution's actor.
@@ -196,6 +200,7 @@ impl Actor for EvolutionActor {
             job_task: None,
             replaced: Arc::default(),
             progress: None,
+            pace: Pace::default(),
             arguments,
         };
         let actions = state.evolution.reconcile();
@@ -246,6 +251,7 @@ impl Actor for EvolutionActor {
                 if let Event::UserText { memory, situation, .. } = event.as_ref() {
                     state.texts += 1;
                     state.compare(&myself, *memory, situation);
+                    state.read(&myself, *memory, situation);
                 }
                 state.happened(&myself, *event).await.map(|_| ())
             }
@@ -384,14 +390,22 @@ impl State {
     }
 
     fn serving(&self, situation: &Embedding) -> Vec<AdapterUse> {
-        let served = self.evolution.route(situation).filter(|_| self.arguments.enabled);
+        if !self.arguments.enabled {
+            return Vec::new();
+        }
         let to_use = |served: mneme_evolution::machine::Served| AdapterUse {
             id: served.adapter,
             folder: self.folder_of(served.adapter).display().to_string(),
             weight: served.weight as f32,
             scale: served.scale as f32,
         };
-        served.map(to_use).into_iter().collect()
+        self.evolution.mixture(situation).into_iter().map(to_use).collect()
+    }
+
+    /// An adapter at the scale that its card says.
+    fn adapter_use(&self, id: AdapterId) -> AdapterUse {
+        let scale = self.evolution.state().registry.get(id).map_or(1.0, |entry| entry.card.scale);
+        AdapterUse { id, folder: self.folder_of(id).display().to_string(), weight: 1.0, scale: scale as f32 }
     }
 
     /// Scores a new text of the user under the base and the adapters that are being compared on texts like it.
@@ -399,17 +413,7 @@ impl State {
         let Some((context, adapters)) = self.evolution.watched(situation) else {
             return;
         };
-        let scale =
-            |adapter: AdapterId| self.evolution.state().registry.get(adapter).map_or(1.0, |entry| entry.card.scale);
-        let uses: Vec<AdapterUse> = adapters
-            .into_iter()
-            .map(|id| AdapterUse {
-                id,
-                folder: self.folder_of(id).display().to_string(),
-                weight: 1.0,
-                scale: scale(id) as f32,
-            })
-            .collect();
+        let uses: Vec<AdapterUse> = adapters.into_iter().map(|id| self.adapter_use(id)).collect();
         let (arguments, myself) = (self.arguments.clone(), myself.clone());
         tokio::spawn(async move {
             match score(&arguments, memory, uses).await {
@@ -445,8 +449,38 @@ impl State {
             let trains = info.trains.into_iter().filter(allowed).collect();
             let event = Event::Engine { base_hash: info.base_hash, trains };
             self.happened(myself, event).await?;
+            if !self.evolution.is_calibrated() {
+                let (arguments, myself) = (self.arguments.clone(), myself.clone());
+                tokio::spawn(async move {
+                    match reading::calibrate(&arguments).await {
+                        Ok(event) => drop(myself.send_message(Message::Happened(Box::new(event)))),
+                        Err(error) => {
+                            tracing::warn!(%error, "the base's surprise at its own kind of text is not known");
+                        }
+                    }
+                });
+            }
         }
         Ok(())
+    }
+
+    /// Has what serves a situation read a new text of the user, as often as the pace allows.
+    fn read(&mut self, myself: &ActorRef<Message>, memory: MemoryId, situation: &Embedding) {
+        if !self.evolution.is_calibrated() || !self.pace.admit(self.now()) {
+            return;
+        }
+        let serving = self.evolution.route(situation).map(|served| self.adapter_use(served.adapter));
+        let (arguments, myself, situation) = (self.arguments.clone(), myself.clone(), situation.clone());
+        tokio::spawn(async move {
+            match reading::read(&arguments, memory, serving).await {
+                Ok(Some(surprise)) => {
+                    let _ = myself.send_message(Message::Happened(Box::new(Event::Read { situation, surprise })));
+                }
+                // A text too short to judge, or one that is gone already.
+                Ok(None) => {}
+                Err(error) => tracing::debug!(%error, "a new text was not read"),
+            }
+        });
     }
 
     async fn tick(&mut self, myself: &ActorRef<Message>) -> Result<(), ActorProcessingErr> {
@@ -475,6 +509,7 @@ impl State {
         let cancel = CancelToken::default();
         self.job = Some((spec.adapter, cancel.clone()));
         self.progress = Some(0.0);
+        let parent = spec.parent.map(|parent| self.adapter_use(parent));
         let (arguments, myself) = (self.arguments.clone(), myself.clone());
         let before = self.job_task.take();
         self.job_task = Some(tokio::spawn(async move {
@@ -482,7 +517,7 @@ impl State {
                 let _ = before.await;
             }
             let adapter = spec.adapter;
-            let event = run_job(&arguments, spec, scale, cancel, &myself).await;
+            let event = run_job(&arguments, spec, parent, scale, cancel, &myself).await;
             // A job that another one has replaced has nothing more to say: its preemption is not the new one's.
             if replaced.load(Ordering::Acquire) {
                 return;

@@ -1,1 +1,3 @@
 //! Benchmarks, side by side with peers.
+
+pub mod streams;

@@ -20,6 +20,6 @@ pub use process::{EngineProcess, ProcessOptions};
 pub use serve::serve;
 pub use types::{
     AdapterLevel, AdapterUse, CanvasEvent, Condition, Constraint, EmbedPurpose, EngineInfo, GenerateRequest,
-    Generation, GenerationMode, Guidance, Sampler, ScoreItem, ScoreOutcome, Segment, TokenTrace, TrainEvent, TrainJob,
-    TrainOutcome, TrainText,
+    Generation, GenerationMode, Guidance, Sampler, ScoreItem, ScoreOutcome, ScoredToken, Segment, TokenTrace,
+    TrainEvent, TrainJob, TrainOutcome, TrainText,
 };

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use mneme_base::Embedding;
 
 use crate::engine::{CancelToken, Engine, EngineError};
+use crate::trainer::Trainer;
 use crate::types::{
     CanvasEvent, EmbedPurpose, EngineInfo, GenerateRequest, Generation, ScoreItem, ScoreOutcome, TrainEvent, TrainJob,
     TrainOutcome,
@@ -25,6 +26,8 @@ use crate::wire::{Ask, FromEngine, Greeting, Tell, ToEngine, WIRE_VERSION, WireE
 
 /// Events of one call that wait for its caller; a slow caller loses canvas events, never the result.
 const CALL_EVENTS_MAX: usize = 64;
+/// How long after the last call a held trainer goes on: between the calls of one conversation it stays held.
+const TRAINER_WAITS: Duration = Duration::from_millis(300);
 /// How often a waiting call looks whether it was cancelled (milliseconds).
 const CANCEL_POLL_MS: u64 = 20;
 
@@ -109,7 +112,10 @@ pub struct EngineProcess {
     restarts: AtomicU64,
     active: AtomicU64,
     last_used: Mutex<Instant>,
-    trainer: Mutex<Option<u32>>,
+    trainer: Trainer,
+    /// Calls that somebody waits for, and when the last of them ended.
+    awaited: AtomicU64,
+    last_awaited: Mutex<Instant>,
 }
 
 impl EngineProcess {
@@ -122,7 +128,9 @@ impl EngineProcess {
             restarts: AtomicU64::new(0),
             active: AtomicU64::new(0),
             last_used: Mutex::new(Instant::now()),
-            trainer: Mutex::new(None),
+            trainer: Trainer::default(),
+            awaited: AtomicU64::new(0),
+            last_awaited: Mutex::new(Instant::now()),
         }
     }
 
@@ -154,7 +162,7 @@ impl EngineProcess {
 
     /// The trainer's process id, while one runs.
     pub fn trainer_pid(&self) -> Option<u32> {
-        *self.trainer.lock().unwrap_or_else(PoisonError::into_inner)
+        self.trainer.pid()
     }
 
     /// Starts the process now, if it is not running, and returns what it is.
@@ -379,6 +387,24 @@ impl<'a> Active<'a> {
     }
 }
 
+/// Holds the trainer for as long as it lives: somebody waits for the answer.
+struct Awaited<'a>(&'a EngineProcess);
+
+impl<'a> Awaited<'a> {
+    fn enter(process: &'a EngineProcess) -> Self {
+        process.awaited.fetch_add(1, Ordering::AcqRel);
+        process.trainer.hold();
+        Self(process)
+    }
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        *self.0.last_awaited.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.0.awaited.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 impl Drop for Active<'_> {
     fn drop(&mut self) {
         *self.0.last_used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
@@ -405,6 +431,8 @@ impl Engine for EngineProcess {
         purpose: EmbedPurpose,
         cancel: &CancelToken,
     ) -> Result<Vec<Embedding>, EngineError> {
+        // Stored texts are embedded and scored behind the scenes; a question is asked by somebody.
+        let _awaited = (purpose == EmbedPurpose::Query).then(|| Awaited::enter(self));
         let ask = |within_ms| Ask::Embed { texts: texts.to_vec(), purpose, within_ms };
         match self.call(cancel, ask, |_| {})? {
             Tell::Embedded(vectors) if vectors.len() == texts.len() => vectors
@@ -422,6 +450,7 @@ impl Engine for EngineProcess {
         observe: &mut dyn FnMut(CanvasEvent),
         cancel: &CancelToken,
     ) -> Result<Generation, EngineError> {
+        let _awaited = Awaited::enter(self);
         let ask = |within_ms| Ask::Generate { request: Box::new(request.clone()), within_ms };
         match self.call(cancel, ask, observe)? {
             Tell::Generated(generation) => Ok(*generation),
@@ -437,14 +466,20 @@ impl Engine for EngineProcess {
         }
     }
 
-    /// Trains in a process of its own (`PROGRAM train JOB`), so that serving goes on beside it.
+    /// Trains in a process of its own (`PROGRAM train JOB`), so that serving goes on beside it. While a generation or a
+    /// question is under way, and for a moment after it, the trainer is stopped: it would share caches and memory with what
+    /// somebody waits for. Texts that are embedded or scored behind the scenes do not stop it.
     fn train(
         &self,
         job: &TrainJob,
         observe: &mut dyn FnMut(TrainEvent),
         cancel: &CancelToken,
     ) -> Result<TrainOutcome, EngineError> {
-        crate::trainer::run(&self.options(), job, observe, cancel, &self.trainer)
+        let idle = || {
+            let last = self.last_awaited.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+            self.awaited.load(Ordering::Acquire) == 0 && last >= TRAINER_WAITS
+        };
+        crate::trainer::run(&self.options(), job, observe, cancel, &self.trainer, &idle)
     }
 }
 

@@ -5,7 +5,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::engine::{CancelToken, EngineError};
@@ -25,6 +25,59 @@ const POLL_MS: u64 = 50;
 /// Event lines that wait for us; a trainer that writes faster waits.
 const EVENTS_MAX: usize = 64;
 
+/// The trainer that runs, if one does, and whether it is held.
+#[derive(Debug, Default)]
+pub(crate) struct Trainer(Mutex<Option<Job>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Job {
+    pid: u32,
+    held: bool,
+}
+
+impl Trainer {
+    fn lock(&self) -> MutexGuard<'_, Option<Job>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.lock().map(|child| child.pid)
+    }
+
+    /// Stops it where it is; it keeps its memory and loses nothing.
+    pub(crate) fn hold(&self) {
+        if let Some(child) = self.lock().as_mut().filter(|child| !child.held) {
+            child.held = true;
+            signal(child.pid, rustix::process::Signal::STOP);
+        }
+    }
+
+    /// Lets it go on.
+    fn go_on(&self) {
+        if let Some(child) = self.lock().as_mut().filter(|child| child.held) {
+            child.held = false;
+            signal(child.pid, rustix::process::Signal::CONT);
+        }
+    }
+}
+
+fn signal(pid: u32, signal: rustix::process::Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+}
+
+/// Ends this process when the one that started it ends, however that ends: no trainer outlives its daemon. What it has
+/// not written into its checkpoint is lost. Called by the trainer itself, before its work.
+pub fn end_with_parent() {
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    // It may have ended before that.
+    if rustix::process::getppid().is_none_or(|parent| parent == rustix::process::Pid::INIT) {
+        tracing::warn!("nobody waits for this training");
+    }
+}
+
 fn unavailable(what: &str, error: &dyn std::fmt::Display) -> EngineError {
     EngineError::Unavailable { reason: format!("{what}: {error}") }
 }
@@ -35,7 +88,8 @@ pub(crate) fn run(
     job: &TrainJob,
     observe: &mut dyn FnMut(TrainEvent),
     cancel: &CancelToken,
-    pid: &Mutex<Option<u32>>,
+    trainer: &Trainer,
+    idle: &dyn Fn() -> bool,
 ) -> Result<TrainOutcome, EngineError> {
     cancel.check()?;
     let folder = std::path::Path::new(&job.folder);
@@ -67,9 +121,9 @@ pub(crate) fn run(
         .stderr(Stdio::inherit())
         .spawn()
         .map_err(|error| unavailable("trainer cannot be started", &error))?;
-    *pid.lock().unwrap_or_else(PoisonError::into_inner) = Some(child.id());
-    let watched = watch(&mut child, observe, cancel);
-    *pid.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    *trainer.lock() = Some(Job { pid: child.id(), held: false });
+    let watched = watch(&mut child, observe, cancel, trainer, idle);
+    *trainer.lock() = None;
     let status = watched?;
     match read_outcome(&outcome_path)? {
         Some(outcome) => Ok(outcome),
@@ -82,6 +136,8 @@ fn watch(
     child: &mut Child,
     observe: &mut dyn FnMut(TrainEvent),
     cancel: &CancelToken,
+    trainer: &Trainer,
+    idle: &dyn Fn() -> bool,
 ) -> Result<std::process::ExitStatus, EngineError> {
     let stdout = child.stdout.take().expect("standard output was asked for as a pipe");
     let (sender, receiver) = sync_channel(EVENTS_MAX);
@@ -118,20 +174,19 @@ fn watch(
             }
             return Ok(status);
         }
-        if kill_at.is_none() && cancel.check().is_err() {
-            terminate(child);
+        let stopping = kill_at.is_some() || cancel.check().is_err();
+        // A held trainer hears no signal to leave.
+        if stopping || idle() {
+            trainer.go_on();
+        }
+        if kill_at.is_none() && stopping {
+            signal(child.id(), rustix::process::Signal::TERM);
             kill_at = Some(Instant::now() + STOP_GRACE);
         }
         if kill_at.is_some_and(|at| Instant::now() >= at) {
             tracing::warn!(pid = child.id(), "trainer did not leave in time and is killed");
             let _ = child.kill();
         }
-    }
-}
-
-fn terminate(child: &Child) {
-    if let Some(pid) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw) {
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
     }
 }
 

@@ -294,12 +294,14 @@ pub struct ScoreItem {
     pub text: String,
     /// Score under this adapter alone (its weight is ignored), instead of the base.
     pub adapter: Option<AdapterUse>,
+    /// Whether every token is told and not only their sum: for evaluation, never for serving.
+    pub detail: bool,
 }
 
 impl ScoreItem {
     /// A text after a context under the base model.
     pub fn new(context: impl Into<String>, text: impl Into<String>) -> Self {
-        Self { context: context.into(), text: text.into(), adapter: None }
+        Self { context: context.into(), text: text.into(), adapter: None, detail: false }
     }
 }
 
@@ -310,12 +312,31 @@ impl fmt::Debug for ScoreItem {
 }
 
 /// The likelihood of a text after its context.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct ScoreOutcome {
     /// Sum of log-probabilities (nats); at most 0.
     pub log_likelihood: f64,
     /// Tokens scored.
     pub tokens: u32,
+    /// Every token in order; empty unless it was asked for.
+    pub detail: Vec<ScoredToken>,
+}
+
+/// A token of a scored text, and the distribution that it was judged by.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ScoredToken {
+    /// The token in the generator's vocabulary; a hash where an engine has none.
+    pub id: u32,
+    /// Its length in the text (bytes).
+    pub bytes: u32,
+    /// Its log-probability (nats).
+    pub log_likelihood: f32,
+    /// Entropy of the distribution (nats).
+    pub entropy: f32,
+    /// Probability that two draws from it agree: 1 less the Gini index.
+    pub agreement: f32,
+    /// Probability of its likeliest token.
+    pub top: f32,
 }
 
 /// How deep an adaptation goes.
@@ -364,6 +385,9 @@ pub struct TrainJob {
     pub guard: Vec<TrainText>,
     /// Text of somebody else, as much as `train`, for the placebo control; empty skips it.
     pub placebo: Vec<TrainText>,
+    /// The adapter whose weights this one starts from, and its placebo too: it is judged on the same held-out texts.
+    #[serde(default)]
+    pub parent: Option<AdapterUse>,
     /// Optimiser steps at most.
     pub steps_max: u32,
     /// The factor of the update that is judged, 0 to 1. A folder that holds the trained adapter already is not trained again:
@@ -411,6 +435,12 @@ pub struct TrainOutcome {
     pub held_out_placebo: Vec<f32>,
     /// Loss of the base on each held-out text with retrieved training text before it; empty when unsupported.
     pub held_out_retrieval: Vec<f32>,
+    /// Loss of the adapter with the same retrieved text before it, which is how the two are served; empty when unsupported.
+    #[serde(default)]
+    pub held_out_retrieval_adapted: Vec<f32>,
+    /// Loss of the adapter that it started from on each held-out text; empty without one.
+    #[serde(default)]
+    pub held_out_parent: Vec<f32>,
     /// Loss of the base on each guard text.
     pub guard_base: Vec<f32>,
     /// Loss of the adapter on each guard text.

@@ -12,7 +12,7 @@ use crate::engine::EngineError;
 use crate::types::{CanvasEvent, EmbedPurpose, EngineInfo, GenerateRequest, Generation, ScoreItem, ScoreOutcome};
 
 /// The version of this language. Both ends must speak the same.
-pub const WIRE_VERSION: u32 = 1;
+pub const WIRE_VERSION: u32 = 2;
 /// Frames larger than this are refused before allocation (bytes): 256 texts of the largest size fit.
 pub const WIRE_FRAME_BYTES_MAX: u32 = 32 << 20;
 /// Opens the handshake, so that a program that is no engine is recognised at once.

@@ -112,11 +112,9 @@ fn a_cancelled_call_ends_and_leaves_the_process_alive() {
     assert_eq!(process.pid(), pid);
 }
 
-#[test]
-fn trains_in_a_process_of_its_own() {
-    let folder = tempfile::tempdir().unwrap();
+fn job(folder: &std::path::Path) -> TrainJob {
     let text = |text: &str| TrainText { memory: "m".into(), text: text.into() };
-    let job = TrainJob {
+    TrainJob {
         adapter: AdapterId::from_bytes([2; 16]),
         level: AdapterLevel::Lora,
         train: vec![text("up betimes and to the office"), text("up betimes and to the office all the morning")],
@@ -124,11 +122,73 @@ fn trains_in_a_process_of_its_own() {
         replay: vec![],
         guard: vec![text("the tea is at four")],
         placebo: vec![],
+        parent: None,
         steps_max: 2,
         scale: 1.0,
         seed: 0,
-        folder: folder.path().join("job").display().to_string(),
-    };
+        folder: folder.join("job").display().to_string(),
+    }
+}
+
+/// The state of a process as the kernel says it: R, S, T and so on.
+fn state(pid: u32) -> Option<char> {
+    let stat = fs_err::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(')').next()?.trim().chars().next()
+}
+
+fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    let until = std::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(std::time::Instant::now() < until, "it did not happen in time");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_trainer_stands_still_while_a_call_is_served_and_goes_on_after_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = ProcessOptions::new(env!("CARGO_BIN_EXE_mneme-engine-fake"));
+    options.environment = vec![("FAKE_ENGINE_STEP_MS".into(), "50".into())];
+    let process = EngineProcess::new(options);
+    let mut job = job(folder.path());
+    job.train = vec![job.train[0].clone(); 8];
+    std::thread::scope(|scope| {
+        let training = scope.spawn(|| process.train(&job, &mut |_| {}, &CancelToken::default()));
+        let pid = eventually(|| process.trainer_pid());
+        process.score(&[ScoreItem::new("", "the tea is at four")], &within(10_000)).unwrap();
+        assert_ne!(state(pid), Some('T'), "nobody waits for a score");
+        process.generate(&GenerateRequest::continuation("the tea", 2), &mut |_| {}, &within(10_000)).unwrap();
+        assert_eq!(state(pid), Some('T'), "it was stopped when the call came");
+        let outcome = training.join().unwrap().unwrap();
+        assert!(outcome.held_out_adapted[0] < outcome.held_out_base[0]);
+    });
+}
+
+#[test]
+fn a_trainer_that_stands_still_can_be_cancelled() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = ProcessOptions::new(env!("CARGO_BIN_EXE_mneme-engine-fake"));
+    options.environment = vec![("FAKE_ENGINE_STEP_MS".into(), "20000".into())];
+    let process = EngineProcess::new(options);
+    let job = job(folder.path());
+    let cancel = CancelToken::default();
+    std::thread::scope(|scope| {
+        let training = scope.spawn(|| process.train(&job, &mut |_| {}, &cancel));
+        let pid = eventually(|| process.trainer_pid());
+        process.generate(&GenerateRequest::continuation("the tea", 2), &mut |_| {}, &within(10_000)).unwrap();
+        cancel.cancel();
+        assert_eq!(training.join().unwrap(), Err(EngineError::Cancelled));
+        assert_eq!(state(pid), None, "it is gone");
+    });
+}
+
+#[test]
+fn trains_in_a_process_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let job = job(folder.path());
     let process = process(None);
     let mut events = 0;
     let outcome = process.train(&job, &mut |_| events += 1, &CancelToken::default()).unwrap();

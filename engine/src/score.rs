@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, Mutex};
 
-use mneme_engine_api::{AdapterUse, CancelToken, EngineError, ScoreItem, ScoreOutcome};
+use mneme_engine_api::{AdapterUse, CancelToken, EngineError, ScoreItem, ScoreOutcome, ScoredToken};
 
 use crate::error::Result;
-use crate::generate::stream::Stream;
+use crate::generate::stream::{Judged, Stream};
 use crate::generator::{Generator, SharedAdapter};
 use crate::nn::adapter::Adapter;
 
@@ -25,11 +25,11 @@ pub fn score(
     read: &dyn Fn(&AdapterUse) -> Result<Adapter>,
     cancel: &CancelToken,
 ) -> Result<Vec<ScoreOutcome>> {
-    let mut outcomes = vec![ScoreOutcome { log_likelihood: 0.0, tokens: 0 }; items.len()];
+    let mut outcomes = vec![ScoreOutcome::default(); items.len()];
     let mut order: Vec<usize> = (0..items.len()).collect();
     let key = |index: &usize| {
         let adapter = items[*index].adapter.as_ref().map(|adapter| (&adapter.folder, adapter.scale.to_bits()));
-        (adapter, &items[*index].context)
+        (adapter, &items[*index].context, items[*index].detail)
     };
     order.sort_by(|a, b| key(a).cmp(&key(b)).then(a.cmp(b)));
     for group in order.chunk_by(|a, b| key(a) == key(b)) {
@@ -56,17 +56,36 @@ pub fn score(
             let (window, later) = rest.split_at(fitting(rest));
             rest = later;
             let window: Vec<&[u32]> = window.iter().map(Vec::as_slice).collect();
-            for likelihoods in stream.likelihoods(&window)? {
+            let (likelihoods, mut details) = if items[group[0]].detail {
+                let judged = stream.judged(&window)?;
+                let likelihoods = judged.iter().map(|one| one.iter().map(|token| token.likelihood).collect()).collect();
+                let detail = |(tokens, judged): (&&[u32], &Vec<Judged>)| detail(generator, tokens, judged);
+                (likelihoods, window.iter().zip(&judged).map(detail).collect::<Result<Vec<_>>>()?)
+            } else {
+                (stream.likelihoods(&window)?, vec![Vec::new(); window.len()])
+            };
+            for (likelihoods, detail) in likelihoods.iter().zip(details.drain(..)) {
                 let sum: f64 = likelihoods.iter().map(|l| f64::from(*l)).sum();
                 if !sum.is_finite() {
                     return Err(EngineError::Internal { reason: "network gave no likelihood".into() }.into());
                 }
                 let index = next.next().expect("the stream returns one result for each text");
-                outcomes[*index] = ScoreOutcome { log_likelihood: sum.min(0.0), tokens: likelihoods.len() as u32 };
+                let tokens = likelihoods.len() as u32;
+                outcomes[*index] = ScoreOutcome { log_likelihood: sum.min(0.0), tokens, detail };
             }
         }
     }
     Ok(outcomes)
+}
+
+/// Every token of a text with its length in it.
+fn detail(generator: &Generator, tokens: &[u32], judged: &[Judged]) -> Result<Vec<ScoredToken>> {
+    let one = |(id, judged): (&u32, &Judged)| -> Result<ScoredToken> {
+        let bytes = generator.tokenizer.token_bytes(*id).map_or(0, <[u8]>::len) as u32;
+        let Judged { likelihood: log_likelihood, entropy, agreement, top } = *judged;
+        Ok(ScoredToken { id: *id, bytes, log_likelihood, entropy, agreement, top })
+    };
+    tokens.iter().zip(judged).map(one).collect()
 }
 
 /// How many of the next texts fit one window.

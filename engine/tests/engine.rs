@@ -224,7 +224,7 @@ fn scores_in_a_batch_are_those_of_each_alone() {
     ];
     let together = engine.score(&items, &CancelToken::default()).unwrap();
     for (item, score) in items.iter().zip(&together) {
-        let alone = engine.score(std::slice::from_ref(item), &CancelToken::default()).unwrap()[0];
+        let alone = engine.score(std::slice::from_ref(item), &CancelToken::default()).unwrap().remove(0);
         assert_eq!(alone.tokens, score.tokens);
         // f32 sums in another order over thirty layers.
         assert!((alone.log_likelihood - score.log_likelihood).abs() < 1e-3, "{item:?}");
@@ -253,6 +253,7 @@ fn job(folder: &std::path::Path, steps_max: u32) -> TrainJob {
         replay: texts("The weather was mild and the streets were empty.", 1),
         guard: texts("Water boils at one hundred degrees.", 2),
         placebo: Vec::new(),
+        parent: None,
         steps_max,
         scale: 1.0,
         seed: 11,

@@ -1,10 +1,14 @@
 //! Judges a trained adapter on paired evidence, and says how the validation texts may be used again.
 //!
 //! All conditions must hold, each tested at the level of this use, so that the whole test has at most that level
-//! (intersection-union). Conditions: gain over the base above epsilon, gain over a placebo adapter and over retrieval
-//! above 0 (one-sided lower bounds), forgetting at most the limit (upper bound), no canary extracted, and the Ladder: the
+//! (intersection-union). Conditions: gain over the base above epsilon, gain over a placebo adapter above 0, gain over
+//! retrieval above 0 (one-sided lower bounds; see below), forgetting at most the limit (upper bound), no canary extracted, and the Ladder: the
 //! gain exceeds the last accepted one by a fixed step (Blum and Hardt, "The Ladder", ICML 2015). Use number r of the
 //! held-out texts is tested at alpha / ((r+1)(r+2)), which sums to alpha over all reuses.
+//!
+//! An answer is written with recalled memories before it, whether or not an adapter serves. So "beats retrieval" compares the
+//! two things that can be served: retrieval with the adapter against retrieval without it, on the same retrieved text. An
+//! outcome without that arm is held to more: the adapter alone must beat retrieval.
 
 use std::collections::BTreeMap;
 
@@ -95,8 +99,11 @@ pub struct Verdict {
     pub gain: Option<Estimate>,
     /// Gain over the placebo adapter (nats a token).
     pub over_placebo: Option<Estimate>,
-    /// Gain over the base with retrieved text (nats a token).
+    /// Gain over retrieval: with the same retrieved text before both (nats a token).
     pub over_retrieval: Option<Estimate>,
+    /// Gain over the adapter that it started from (nats a token).
+    #[serde(default)]
+    pub over_parent: Option<Estimate>,
     /// Loss on guard text added by the adapter (nats a token).
     pub forgetting: Option<Estimate>,
     /// The level at which this use was tested.
@@ -113,6 +120,7 @@ impl Verdict {
             ("gain_nats", &self.gain, 1.0),
             ("over_placebo_nats", &self.over_placebo, 1.0),
             ("over_retrieval_nats", &self.over_retrieval, 1.0),
+            ("over_parent_nats", &self.over_parent, 1.0),
             ("forgetting_bits", &self.forgetting, 1.0 / NATS_PER_BIT),
         ];
         for (name, estimate, unit) in estimates {
@@ -158,6 +166,8 @@ pub fn check(outcome: &TrainOutcome) -> Result<(), EvidenceError> {
     let optional = [
         ("held_out_placebo", outcome.held_out_placebo.len()),
         ("held_out_retrieval", outcome.held_out_retrieval.len()),
+        ("held_out_retrieval_adapted", outcome.held_out_retrieval_adapted.len()),
+        ("held_out_parent", outcome.held_out_parent.len()),
     ];
     let wrong_full = full.into_iter().find(|(_, found)| *found != held_out).map(|pair| (pair, held_out));
     let wrong_optional =
@@ -173,6 +183,8 @@ pub fn check(outcome: &TrainOutcome) -> Result<(), EvidenceError> {
         ("held_out_adapted", &outcome.held_out_adapted),
         ("held_out_placebo", &outcome.held_out_placebo),
         ("held_out_retrieval", &outcome.held_out_retrieval),
+        ("held_out_retrieval_adapted", &outcome.held_out_retrieval_adapted),
+        ("held_out_parent", &outcome.held_out_parent),
         ("guard_base", &outcome.guard_base),
         ("guard_adapted", &outcome.guard_adapted),
     ];
@@ -202,32 +214,54 @@ pub fn judge(outcome: &TrainOutcome, past: &Past, policy: &GatePolicy, seed: u64
     let adapted = &outcome.held_out_adapted;
     let gain = estimate(&outcome.held_out_base, adapted, &tokens, 1);
     let over_placebo = estimate(&outcome.held_out_placebo, adapted, &tokens, 2);
-    let over_retrieval = estimate(&outcome.held_out_retrieval, adapted, &tokens, 3);
+    let with_retrieval = &outcome.held_out_retrieval_adapted;
+    let served = if with_retrieval.is_empty() { adapted } else { with_retrieval };
+    let over_retrieval = estimate(&outcome.held_out_retrieval, served, &tokens, 3);
+    let over_parent = estimate(&outcome.held_out_parent, adapted, &tokens, 5);
     let guard_weights = vec![1.0; outcome.guard_base.len()];
     let forgetting = estimate(&outcome.guard_adapted, &outcome.guard_base, &guard_weights, 4);
 
-    let weak = gain_failures(gain, over_placebo, over_retrieval, past, policy, outcome);
+    let arms = Comparisons { gain, over_placebo, over_retrieval, over_parent };
+    let weak = gain_failures(&arms, past, policy, outcome);
     let forgets = forgetting_failure(forgetting, policy);
     let leaks = (outcome.canaries_extracted > 0).then(|| {
         format!("{} rare strings of the training text come out more often than before", outcome.canaries_extracted)
     });
 
     let decision = decide(weak.is_empty() && leaks.is_none(), leaks.is_some(), forgets.is_none(), past, policy);
-    let plateau = !weak.is_empty() && past.best_gain > 0.0;
+    let plateau = !weak.is_empty() && (past.best_gain > 0.0 || over_parent.is_some());
     let mut reasons = weak;
     reasons.extend(forgets);
     reasons.extend(leaks);
-    Verdict { decision, reasons, gain, over_placebo, over_retrieval, forgetting, alpha, plateau }
+    Verdict { decision, reasons, gain, over_placebo, over_retrieval, over_parent, forgetting, alpha, plateau }
 }
 
-fn gain_failures(
+/// The paired comparisons of one outcome.
+struct Comparisons {
     gain: Option<Estimate>,
     over_placebo: Option<Estimate>,
     over_retrieval: Option<Estimate>,
-    past: &Past,
-    policy: &GatePolicy,
-    outcome: &TrainOutcome,
-) -> Vec<String> {
+    over_parent: Option<Estimate>,
+}
+
+/// The Ladder: against the adapter that it started from, paired on the same texts; without one, against the gain that the
+/// last accepted adapter had on its own.
+fn ladder_failure(gain: Estimate, over_parent: Option<Estimate>, past: &Past, policy: &GatePolicy) -> Option<String> {
+    match over_parent {
+        Some(over) if over.mean < policy.ladder_step || over.lower <= 0.0 => Some(format!(
+            "it gains {:.4} over the adapter that it started from, lower bound {:.4}; needed are {:.4} and more than 0",
+            over.mean, over.lower, policy.ladder_step
+        )),
+        None if past.best_gain > 0.0 && gain.mean < past.best_gain + policy.ladder_step => Some(format!(
+            "the gain of {:.4} is not {:.4} better than the {:.4} of the last accepted adapter",
+            gain.mean, policy.ladder_step, past.best_gain
+        )),
+        _ => None,
+    }
+}
+
+fn gain_failures(arms: &Comparisons, past: &Past, policy: &GatePolicy, outcome: &TrainOutcome) -> Vec<String> {
+    let Comparisons { gain, over_placebo, over_retrieval, over_parent } = *arms;
     let mut failures = Vec::new();
     match gain {
         Some(e) if e.n >= policy.held_out_min => {
@@ -237,12 +271,7 @@ fn gain_failures(
                     e.mean, e.lower, policy.gain_min
                 ));
             }
-            if past.best_gain > 0.0 && e.mean < past.best_gain + policy.ladder_step {
-                failures.push(format!(
-                    "the gain of {:.4} is not {:.4} better than the {:.4} of the last accepted adapter",
-                    e.mean, policy.ladder_step, past.best_gain
-                ));
-            }
+            failures.extend(ladder_failure(e, over_parent, past, policy));
         }
         _ => failures.push(format!(
             "{} held-out texts are too few, at least {} are needed",
@@ -259,7 +288,7 @@ fn gain_failures(
         _ => {}
     }
     if let Some(e) = over_retrieval.filter(|e| e.lower <= 0.0) {
-        failures.push(format!("it does not beat retrieval alone: {:.4}, lower bound {:.4}", e.mean, e.lower));
+        failures.push(format!("it adds nothing to retrieval: {:.4}, lower bound {:.4}", e.mean, e.lower));
     }
     failures
 }
@@ -309,13 +338,15 @@ pub(crate) mod tests {
         pub(crate) gain: f64,
         pub(crate) placebo: f64,
         pub(crate) retrieval: f64,
+        /// What retrieval and the adapter gain together beyond the better of the two.
+        pub(crate) beside: f64,
         pub(crate) forgetting: f64,
         pub(crate) noise: f64,
         pub(crate) texts: usize,
     }
 
     pub(crate) const GOOD: Arms =
-        Arms { gain: 0.08, placebo: 0.01, retrieval: 0.02, forgetting: 0.01, noise: 0.08, texts: 64 };
+        Arms { gain: 0.08, placebo: 0.01, retrieval: 0.02, beside: 0.0, forgetting: 0.01, noise: 0.08, texts: 64 };
 
     pub(crate) fn outcome(world: Arms, seed: u64) -> TrainOutcome {
         let mut random = Random::stream(seed, 99);
@@ -323,6 +354,7 @@ pub(crate) mod tests {
         let base: Vec<f32> = (0..world.texts).map(|index| 3.0 + (index % 5) as f32 * 0.3).collect();
         let mut arm = |gain: f64| base.iter().map(|loss| loss - draw(gain)).collect::<Vec<f32>>();
         let (adapted, placebo, retrieval) = (arm(world.gain), arm(world.placebo), arm(world.retrieval));
+        let both = arm(world.gain.max(world.retrieval) + world.beside);
         let guard_base: Vec<f32> = (0..32).map(|_| 3.0).collect();
         let guard_adapted = guard_base.iter().map(|loss| loss + draw(world.forgetting) * 0.5).collect();
         TrainOutcome {
@@ -337,6 +369,8 @@ pub(crate) mod tests {
             held_out_adapted: adapted,
             held_out_placebo: placebo,
             held_out_retrieval: retrieval,
+            held_out_retrieval_adapted: both,
+            held_out_parent: Vec::new(),
             guard_base,
             guard_adapted,
             canaries_extracted: 0,
@@ -423,6 +457,37 @@ pub(crate) mod tests {
         let verdict = judge(&outcome(GOOD, 1), &Past { best_gain: 0.2, ..first() }, &GatePolicy::default(), 1);
         assert_eq!(verdict.decision, Decision::Reject);
         assert!(verdict.plateau && verdict.reasons[0].contains("last accepted"));
+    }
+
+    #[test]
+    fn an_adapter_weaker_than_retrieval_is_accepted_when_it_adds_to_it_and_rejected_when_it_does_not() {
+        let judged = |beside: f64, with_arm: bool| {
+            let mut outcome = outcome(Arms { gain: 0.1, retrieval: 0.2, beside, ..GOOD }, 3);
+            if !with_arm {
+                outcome.held_out_retrieval_adapted.clear();
+            }
+            judge(&outcome, &first(), &GatePolicy::default(), 3)
+        };
+        assert_eq!(judged(0.08, true).decision, Decision::Accept);
+        let useless = judged(-0.01, true);
+        assert_eq!(useless.decision, Decision::Reject);
+        assert!(useless.reasons[0].contains("adds nothing to retrieval"), "{:?}", useless.reasons);
+        // Without the arm that is served the adapter alone must do better than retrieval.
+        assert_eq!(judged(0.08, false).decision, Decision::Reject);
+    }
+
+    #[test]
+    fn an_adapter_must_beat_the_one_that_it_started_from() {
+        let with_parent = |gain_over: f32| {
+            let mut outcome = outcome(GOOD, 5);
+            outcome.held_out_parent = outcome.held_out_adapted.iter().map(|loss| loss + gain_over).collect();
+            judge(&outcome, &Past { best_gain: 0.5, ..first() }, &GatePolicy::default(), 5)
+        };
+        // Paired on the same texts it counts, whatever the parent once gained on others.
+        assert_eq!(with_parent(0.02).decision, Decision::Accept);
+        let standstill = with_parent(0.0);
+        assert_eq!(standstill.decision, Decision::Reject);
+        assert!(standstill.plateau && standstill.reasons[0].contains("started from"));
     }
 
     #[test]

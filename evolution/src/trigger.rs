@@ -143,6 +143,7 @@ pub struct Trigger {
     surprise: ConformalRank,
     ambiguity: ConformalRank,
     feedback: ConformalRank,
+    reading: ConformalRank,
     evidence: BTreeMap<ContextId, Evidence>,
     /// Rounds of evidence begun so far, over all contexts: the k of alpha / (k(k+1)).
     rounds: BTreeMap<ContextId, u64>,
@@ -160,6 +161,7 @@ impl Trigger {
             surprise: ConformalRank::new(Random::stream(seed, 1).next_u64()),
             ambiguity: ConformalRank::new(Random::stream(seed, 2).next_u64()),
             feedback: ConformalRank::new(Random::stream(seed, 3).next_u64()),
+            reading: ConformalRank::new(Random::stream(seed, 4).next_u64()),
             evidence: BTreeMap::new(),
             rounds: BTreeMap::new(),
             rounds_begun: 0,
@@ -175,6 +177,30 @@ impl Trigger {
         for score in ambiguity {
             self.ambiguity.observe(f64::from(*score));
         }
+    }
+
+    /// Takes the base model's surprise at texts that it needs no adaptation for: what it is used to. A user whose texts are
+    /// all alike and all surprising is then found out from the first day.
+    pub fn calibrate_reading(&mut self, surprise: &[f32]) {
+        for score in surprise {
+            self.reading.observe(f64::from(*score));
+        }
+    }
+
+    /// Whether the surprise at texts was calibrated on this base.
+    pub const fn is_calibrated(&self) -> bool {
+        self.reading.total() > 0
+    }
+
+    /// Takes the surprise at a text that the user wrote, under what serves its context. It is ranked among texts only:
+    /// answers have other scores. Before [`Self::calibrate_reading`] it says nothing.
+    pub fn observe_reading(&mut self, context: ContextId, surprise: f32) -> Advice {
+        if !self.is_calibrated() {
+            return Advice::Serve;
+        }
+        let p = self.reading.observe(f64::from(surprise));
+        self.evidence_of(context).bet(p);
+        self.alarm(context).map_or(Advice::Serve, Advice::Evolve)
     }
 
     /// Forgets all scores and evidence: another base model makes other scores. Contexts and the count of alarms stay.
@@ -429,6 +455,34 @@ mod tests {
         trigger.observe(context, 1.0, 1.0, true);
         let (sufficient, suspicion) = trigger.should_evolve(context).unwrap();
         assert!(!sufficient && suspicion.structural > 0.99 && suspicion.reasons[0].contains("1 events here"));
+    }
+
+    #[test]
+    fn a_user_whose_texts_never_fitted_is_found_out_after_a_few_of_them() {
+        let mut trigger = trigger(8);
+        let mut random = Random::new(9);
+        let mut draw = |mean: f64| (mean + 0.05 * random.normal()) as f32;
+        let (context, _) = trigger.assign(&at(0, 2), &BTreeSet::new());
+        assert_eq!(trigger.observe_reading(context, 0.9), Advice::Serve, "nothing is known to compare it with");
+        assert!(trigger.should_evolve(context).is_none());
+        trigger.calibrate_reading(&(0..30).map(|_| draw(0.55)).collect::<Vec<_>>());
+        let alarm = (0..40).position(|_| matches!(trigger.observe_reading(context, draw(0.75)), Advice::Evolve(_)));
+        assert!(alarm.is_some_and(|texts| texts >= 3), "{alarm:?}");
+    }
+
+    #[test]
+    fn texts_as_the_base_knows_them_raise_an_alarm_in_at_most_alpha_of_the_runs() {
+        let alarmed = (0..100_u64).filter(|seed| {
+            let mut trigger = trigger(*seed);
+            let mut random = Random::stream(*seed, 5);
+            let mut draw = || (0.55 + 0.05 * random.normal()) as f32;
+            trigger.calibrate_reading(&(0..30).map(|_| draw()).collect::<Vec<_>>());
+            (0..1_000).any(|event| {
+                let (context, _) = trigger.assign(&at(event % 4, 4), &BTreeSet::new());
+                matches!(trigger.observe_reading(context, draw()), Advice::Evolve(_))
+            })
+        });
+        assert!(alarmed.count() <= 5);
     }
 
     #[test]

@@ -14,6 +14,11 @@ fn part(which: usize) -> impl Iterator<Item = TrainText> + Clone {
         .map(|(index, text)| TrainText { memory: format!("base:{index}"), text: text.replace('\n', " ") })
 }
 
+/// All of it.
+pub(super) fn all() -> impl Iterator<Item = TrainText> {
+    (0..3).flat_map(part)
+}
+
 fn take_bytes(texts: impl Iterator<Item = TrainText> + Clone, bytes: usize) -> Vec<TrainText> {
     let mut taken = Vec::new();
     let mut left = bytes;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mneme_engine_api::{CancelToken, EngineError, TrainEvent, TrainJob, TrainOutcome, TrainText};
+use mneme_engine_api::{AdapterUse, CancelToken, EngineError, TrainEvent, TrainJob, TrainOutcome, TrainText};
 use mneme_evolution::machine::{Event, JobSpec};
 use mneme_memory::Memory;
 use ractor::ActorRef;
@@ -14,18 +14,19 @@ use crate::call::{ActorError, deadline_in};
 pub(super) async fn run_job(
     arguments: &Arguments,
     spec: JobSpec,
+    parent: Option<AdapterUse>,
     scale: f32,
     cancel: CancelToken,
     myself: &ActorRef<Message>,
 ) -> Event {
     let adapter = spec.adapter;
     let failed = |reason: String| Event::TrainingFailed { adapter, reason, cpu_seconds: 0.0 };
-    let job = match job_of(arguments, &spec, scale).await {
+    let job = match job_of(arguments, &spec, parent, scale).await {
         Ok(job) => job,
         Err(error) => return failed(error.to_string()),
     };
     match train(arguments, job, cancel, myself).await {
-        Ok(outcome) => Event::Trained(outcome),
+        Ok(outcome) => Event::Trained(Box::new(outcome)),
         Err(EngineError::Cancelled) => Event::Preempted { adapter },
         Err(error) => failed(error.to_string()),
     }
@@ -50,7 +51,12 @@ async fn train(
 }
 
 /// Gathers the texts of a job.
-async fn job_of(arguments: &Arguments, spec: &JobSpec, scale: f32) -> Result<TrainJob, ActorError> {
+async fn job_of(
+    arguments: &Arguments,
+    spec: &JobSpec,
+    parent: Option<AdapterUse>,
+    scale: f32,
+) -> Result<TrainJob, ActorError> {
     let deadline = deadline_in(JOURNAL_TIMEOUT);
     let train = texts_of(arguments.memory.get_all(spec.train.clone(), deadline).await?);
     let held_out = texts_of(arguments.memory.get_all(spec.held_out.clone(), deadline).await?);
@@ -66,6 +72,7 @@ async fn job_of(arguments: &Arguments, spec: &JobSpec, scale: f32) -> Result<Tra
         level: spec.level,
         replay: base_text::replay((bytes as f64 * spec.replay_fraction) as usize),
         guard,
+        parent,
         placebo: if spec.placebo { base_text::placebo(bytes) } else { Vec::new() },
         train,
         held_out,

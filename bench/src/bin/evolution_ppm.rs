@@ -8,23 +8,18 @@
 //! other people's text that both models read first. Without files: the diary below `../shared` (or `MNEME_SHARED`).
 #![expect(clippy::print_stdout, reason = "a bench prints its table")]
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use mneme_bench::streams::{Failure, base_texts, default_file, streams};
 use mneme_evolution::ppm::Ppm;
 use mneme_evolution::prequential::{Pair, Part, measure, split};
 
 /// Parts of the stream.
 const PARTS: usize = 10;
-/// Bytes of a line or a chat at most: a longer one is no entry.
-const ENTRY_BYTES_MAX: usize = 16 << 20;
 /// Characters of base text that are read: about a million contexts, 100 MB.
 const BASE_CHARS_MAX: usize = 1_000_000;
-
-type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
     match run(std::env::args_os().skip(1)) {
@@ -40,7 +35,7 @@ fn run(mut arguments: impl Iterator<Item = OsString>) -> Result<(), Failure> {
     let (mut files, mut base) = (Vec::new(), Vec::new());
     while let Some(argument) = arguments.next() {
         if argument == "--base" {
-            base = base_texts(Path::new(&arguments.next().ok_or("--base needs a file")?))?;
+            base = base_texts(Path::new(&arguments.next().ok_or("--base needs a file")?), None, BASE_CHARS_MAX)?;
         } else {
             files.push(PathBuf::from(argument));
         }
@@ -106,69 +101,4 @@ fn row(name: &str, part: &Part) {
         gain_lower * 100.0,
         gain_upper * 100.0
     );
-}
-
-fn default_file() -> PathBuf {
-    let shared = std::env::var_os("MNEME_SHARED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
-    shared.join("eval/pepys/diary_1660_1665.jsonl.gz")
-}
-
-/// The streams of a file: one of a diary, one per speaker of a chat.
-fn streams(path: &Path) -> Result<Vec<Vec<String>>, Failure> {
-    let file = fs_err::File::open(path)?;
-    if path.extension().is_some_and(|extension| extension == "json") {
-        return chat(file);
-    }
-    Ok(vec![lines(BufReader::new(flate2::read::GzDecoder::new(file)), usize::MAX)?])
-}
-
-fn base_texts(path: &Path) -> Result<Vec<String>, Failure> {
-    lines(BufReader::new(zstd::Decoder::new(fs_err::File::open(path)?)?), BASE_CHARS_MAX)
-}
-
-/// The texts of JSON lines, until this many bytes of text were read.
-fn lines(reader: impl BufRead, limit: usize) -> Result<Vec<String>, Failure> {
-    let (mut texts, mut read) = (Vec::new(), 0_usize);
-    for line in reader.split(b'\n') {
-        let line = line?;
-        if line.len() > ENTRY_BYTES_MAX {
-            return Err(format!(
-                "line {} has {} bytes, read are at most {ENTRY_BYTES_MAX}",
-                texts.len() + 1,
-                line.len()
-            )
-            .into());
-        }
-        if line.iter().all(u8::is_ascii_whitespace) {
-            continue;
-        }
-        let value: serde_json::Value = serde_json::from_slice(&line)?;
-        let text = value.get("text").and_then(serde_json::Value::as_str);
-        let text = text.ok_or_else(|| format!("line {} has no text", texts.len() + 1))?;
-        read = read.saturating_add(text.len());
-        texts.push(text.to_owned());
-        if read >= limit {
-            break;
-        }
-    }
-    Ok(texts)
-}
-
-/// What each speaker of a chat said, in order.
-fn chat(file: fs_err::File) -> Result<Vec<Vec<String>>, Failure> {
-    let mut bytes = Vec::new();
-    file.take(ENTRY_BYTES_MAX as u64).read_to_end(&mut bytes)?;
-    let value: serde_json::Value = serde_json::from_slice(&bytes)?;
-    let list = |value: &serde_json::Value, key: &str| value.get(key).and_then(|v| v.as_array()).cloned();
-    let mut speakers: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for session in list(&value, "sessions").ok_or("chat has no sessions")? {
-        for turn in list(&session, "turns").unwrap_or_default() {
-            let field = |key: &str| turn.get(key).and_then(serde_json::Value::as_str).map(str::to_owned);
-            if let (Some(speaker), Some(text)) = (field("speaker"), field("text")) {
-                speakers.entry(speaker).or_default().push(text);
-            }
-        }
-    }
-    Ok(speakers.into_values().collect())
 }

@@ -14,7 +14,7 @@ use mneme_base::{ContentHash, Embedding, EmbeddingGeneration};
 use crate::engine::{CancelToken, Engine, EngineError};
 use crate::types::{
     AdapterLevel, CANVAS_TOKENS_MAX, CanvasEvent, EmbedPurpose, EngineInfo, GenerateRequest, Generation,
-    GenerationMode, ScoreItem, ScoreOutcome, Segment, TokenTrace, TrainEvent, TrainJob, TrainOutcome,
+    GenerationMode, ScoreItem, ScoreOutcome, ScoredToken, Segment, TokenTrace, TrainEvent, TrainJob, TrainOutcome,
 };
 use ngram::{Model, words};
 
@@ -45,10 +45,12 @@ impl FakeEngine {
     }
 
     fn load_adapter(folder: &str) -> Result<Model, EngineError> {
-        let path = Path::new(folder).join(ADAPTER_FILE);
-        let text = fs_err::read_to_string(path)
-            .map_err(|error| EngineError::Load { what: String::from("adapter"), problem: error.to_string() })?;
-        Ok(Model::of(text.lines()))
+        Ok(Model::of(Self::adapter_lines(folder)?.lines()))
+    }
+
+    fn adapter_lines(folder: &str) -> Result<String, EngineError> {
+        fs_err::read_to_string(Path::new(folder).join(ADAPTER_FILE))
+            .map_err(|error| EngineError::Load { what: String::from("adapter"), problem: error.to_string() })
     }
 
     /// The models that take part in a generation, with their shares; the shares sum to 1.
@@ -204,8 +206,9 @@ impl Engine for FakeEngine {
                     models.iter_mut().for_each(|(_, other)| *other *= 1.0 - share);
                     models.push((Self::load_adapter(&adapter.folder)?, share));
                 }
-                let (nats, tokens) = ngram::cross_entropy(&models, &item.text);
-                Ok(ScoreOutcome { log_likelihood: -nats, tokens })
+                let costs = ngram::costs(&models, &item.text);
+                let detail = if item.detail { detail(&item.text, &costs) } else { Vec::new() };
+                Ok(ScoreOutcome { log_likelihood: -costs.iter().sum::<f64>(), tokens: costs.len() as u32, detail })
             })
             .collect()
     }
@@ -221,6 +224,9 @@ impl Engine for FakeEngine {
             return Err(EngineError::invalid("job", "needs texts to learn and texts to judge on"));
         }
         let mut lines = String::new();
+        let parent = job.parent.as_ref().map(|parent| Self::adapter_lines(&parent.folder)).transpose()?;
+        let parent_model = parent.as_ref().map(|lines| Model::of(lines.lines()));
+        lines.push_str(parent.as_deref().unwrap_or_default());
         let total = job.train.len() as u32;
         for (index, text) in job.train.iter().enumerate() {
             cancel.check()?;
@@ -255,6 +261,8 @@ impl Engine for FakeEngine {
             held_out_adapted: losses(&adapted, &job.held_out),
             held_out_placebo: if job.placebo.is_empty() { Vec::new() } else { losses(&placebo, &job.held_out) },
             held_out_retrieval: Vec::new(),
+            held_out_retrieval_adapted: Vec::new(),
+            held_out_parent: parent_model.map_or_else(Vec::new, |model| losses(&mix(model), &job.held_out)),
             guard_base: losses(&base, &job.guard),
             guard_adapted: losses(&adapted, &job.guard),
             held_out_tokens: job.held_out.iter().map(|text| words(&text.text).len() as u32).collect(),
@@ -262,6 +270,23 @@ impl Engine for FakeEngine {
             cpu_seconds: started.elapsed().as_secs_f64(),
         })
     }
+}
+
+/// Each word as a token. The mixture is over words that it knows and spelling, so it has no entropy worth telling.
+fn detail(text: &str, costs: &[f64]) -> Vec<ScoredToken> {
+    let token = |(word, cost): (String, &f64)| {
+        let hash = ContentHash::of(word.as_bytes());
+        let bytes = hash.as_bytes();
+        ScoredToken {
+            id: u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+            bytes: word.len() as u32,
+            log_likelihood: -*cost as f32,
+            entropy: 0.0,
+            agreement: 1.0,
+            top: 1.0,
+        }
+    };
+    words(text).into_iter().zip(costs).map(token).collect()
 }
 
 fn hole_tokens(segment: &Segment) -> u32 {
@@ -393,6 +418,7 @@ mod tests {
             replay: Vec::new(),
             guard: texts(&["memory is what remains"]),
             placebo: texts(&["compile the kernel module with debug symbols", "link the object files"]),
+            parent: None,
             steps_max: 10,
             scale: 1.0,
             seed: 0,

@@ -114,16 +114,20 @@ pub(super) fn next_word(
     }
 }
 
+/// Nats that the mixture needs for each word of a text.
+pub(super) fn costs(models: &[(Model, f64)], text: &str) -> Vec<f64> {
+    let words = words(text);
+    let cost = |index: usize| {
+        let context = &words[index.saturating_sub(2)..index];
+        let probability: f64 =
+            models.iter().map(|(model, share)| share * model.probability(context, &words[index])).sum();
+        -probability.max(f64::MIN_POSITIVE).ln()
+    };
+    (0..words.len()).map(cost).collect()
+}
+
 /// Nats that the mixture needs for a text, and its number of words.
 pub(super) fn cross_entropy(models: &[(Model, f64)], text: &str) -> (f64, u32) {
-    let words = words(text);
-    let nats = (0..words.len())
-        .map(|index| {
-            let context = &words[index.saturating_sub(2)..index];
-            let probability: f64 =
-                models.iter().map(|(model, share)| share * model.probability(context, &words[index])).sum();
-            -probability.max(f64::MIN_POSITIVE).ln()
-        })
-        .sum();
-    (nats, words.len() as u32)
+    let costs = costs(models, text);
+    (costs.iter().sum(), costs.len() as u32)
 }

@@ -1,6 +1,7 @@
 //! The fake engine as a program, with the manners of `mneme-engine`: for tests, and for machines without libtorch.
 //!
 //! `FAKE_ENGINE_FAULT` makes it misbehave on purpose: `abort`, `hang` or `garbage` at the first generation.
+//! `FAKE_ENGINE_STEP_MS` makes each step of a training take so long: a training that ends at once cannot be interrupted.
 
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
@@ -45,12 +46,18 @@ fn serve_on_stdin() -> Result<(), String> {
 }
 
 fn train(path: &Path) -> Result<(), String> {
+    crate::trainer::end_with_parent();
     let text = fs_err::read_to_string(path).map_err(|error| error.to_string())?;
     let job: TrainJob = serde_json::from_str(&text).map_err(|error| error.to_string())?;
     let mut out = std::io::stdout().lock();
+    let pause = std::env::var("FAKE_ENGINE_STEP_MS").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
     let mut observe = |event: TrainEvent| {
         let line = serde_json::to_string(&event).expect("events are plain data");
         let _ = writeln!(out, "{line}");
+        let _ = out.flush();
+        if pause > 0 {
+            std::thread::sleep(std::time::Duration::from_millis(pause));
+        }
     };
     let outcome =
         FakeEngine::default().train(&job, &mut observe, &CancelToken::default()).map_err(|error| error.to_string())?;

@@ -16,6 +16,19 @@ const CHUNK_TOKENS: usize = 512;
 /// Rows of logits that exist at a time: each is as long as the vocabulary.
 const LOGIT_ROWS: usize = 64;
 
+/// One token under the distribution that predicted it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Judged {
+    /// Its log-probability (nats).
+    pub likelihood: f32,
+    /// Entropy of the distribution (nats).
+    pub entropy: f32,
+    /// Sum of its squared probabilities.
+    pub agreement: f32,
+    /// Its largest probability.
+    pub top: f32,
+}
+
 /// A network, its prefix, and the hidden state of the prefix's last token.
 #[derive(Debug)]
 pub struct Stream<'a> {
@@ -140,6 +153,36 @@ impl<'a> Stream<'a> {
     /// # Shapes
     /// For each text one number for each token (nats).
     pub fn likelihoods(&mut self, texts: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+        self.read(texts, &mut |logits, chosen| {
+            let chosen = logits.f_gather(1, chosen, false)?.f_squeeze_dim(1)?;
+            rows_of(&chosen.f_sub(&logits.f_logsumexp([-1], false)?)?)
+        })
+    }
+
+    /// As [`Stream::likelihoods`], with what else there is to know of each token's distribution.
+    pub fn judged(&mut self, texts: &[&[u32]]) -> Result<Vec<Vec<Judged>>> {
+        self.read(texts, &mut |logits, chosen| {
+            let log = logits.f_log_softmax(-1, None)?;
+            let p = log.f_exp()?;
+            let column = |tensor: Tensor| rows_of(&tensor);
+            let likelihood = column(log.f_gather(1, chosen, false)?.f_squeeze_dim(1)?)?;
+            let sum = |tensor: &Tensor| tensor.f_sum_dim_intlist([-1_i64].as_slice(), false, tch::Kind::Float);
+            let entropy = column(sum(&p.f_mul(&log)?)?.f_neg()?)?;
+            let agreement = column(sum(&p.f_square()?)?)?;
+            let top = column(p.f_amax([-1_i64].as_slice(), false)?)?;
+            let judged = likelihood.into_iter().zip(entropy).zip(agreement).zip(top);
+            Ok(judged
+                .map(|(((likelihood, entropy), agreement), top)| Judged { likelihood, entropy, agreement, top })
+                .collect())
+        })
+    }
+
+    /// Reads texts after the prefix; `judge` gets `[rows, vocabulary]` logits and the `[rows, 1]` tokens that came.
+    fn read<T: Clone>(
+        &mut self,
+        texts: &[&[u32]],
+        judge: &mut dyn FnMut(&Tensor, &Tensor) -> Result<Vec<T>>,
+    ) -> Result<Vec<Vec<T>>> {
         let _guard = tch::no_grad_guard();
         let tokens: Vec<u32> = texts.concat();
         if tokens.is_empty() {
@@ -158,8 +201,7 @@ impl<'a> Stream<'a> {
             let wanted: Vec<i64> = tokens.iter().map(|token| i64::from(*token)).collect();
             let wanted = Tensor::f_from_slice(&wanted)?.f_to_device(hidden.device())?.f_unsqueeze(1)?;
             let logits = self.logits(&sources.f_index_select(0, &rows)?)?;
-            let chosen = logits.f_gather(1, &wanted, false)?.f_squeeze_dim(1)?;
-            all.extend(rows_of(&chosen.f_sub(&logits.f_logsumexp([-1], false)?)?)?);
+            all.extend(judge(&logits, &wanted)?);
         }
         let mut rest = all.as_slice();
         let split = |text: &&[u32]| {

@@ -178,6 +178,17 @@ impl Adapter {
         Ok(Self { strength, reach: Reach::Undecided, mask, ..Self::zeroed(config, rank, device, uniform)? })
     }
 
+    /// The same adapter with this strength in its weights: one factor of each pair is multiplied, and the strength is 1.
+    pub fn into_full_strength(self, factor: f64) -> Result<Self> {
+        let factor = self.strength * factor;
+        for slots in &self.layers {
+            for b in slots.iter().flat_map(|low_rank| &low_rank.b) {
+                let _ = b.shallow_clone().f_mul_scalar_(factor)?;
+            }
+        }
+        Ok(Self { strength: 1.0, ..self })
+    }
+
     /// The factor that multiplies every update.
     pub(crate) fn scale(&self) -> f64 {
         let rank = self.layers.first().map_or(RANK, |slots| slots[0].rank);

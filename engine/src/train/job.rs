@@ -66,6 +66,7 @@ pub fn run(
     let mut work = Work { generator, job, hash: hash(job, generator.base_hash), observe, cancel, cpu_before: 0.0 };
     let train = work.pieces(&job.train)?;
     let replay = work.pieces(&job.replay)?;
+    let parent = work.parent()?;
     let adapted = work.learn("train", &train, &replay, &folder)?;
     let bytes = fs_err::metadata(folder.join(adapter_file::NAME))?.len();
     let adapter_hash = adapter_file::hash(&folder)?.ok_or_else(|| ModelError::load("adapter", "it was not written"))?;
@@ -78,7 +79,14 @@ pub fn run(
     let guard_base = work.judge_all(None, &guard)?;
     let guard_adapted = work.judge_all(Some(&adapted), &guard)?;
     let held_out_retrieval = work.judge_all(None, &retrieval)?;
-    let canaries_extracted = work.canaries(&adapted)?;
+    let held_out_retrieval_adapted = work.judge_all(Some(&adapted), &retrieval)?;
+    let held_out_parent = match &parent {
+        Some(parent) => means(&work.judge_all(Some(parent), &held_out)?),
+        None => Vec::new(),
+    };
+    // Nobody asks how good an adapter is that comes without texts to judge it on: a control arm of an experiment.
+    let judged = !(job.held_out.is_empty() && job.guard.is_empty());
+    let canaries_extracted = if judged { work.canaries(&adapted)? } else { 0 };
 
     let held_out_placebo = if job.placebo.is_empty() {
         Vec::new()
@@ -98,6 +106,8 @@ pub fn run(
         held_out_adapted: means(&held_out_adapted),
         held_out_placebo,
         held_out_retrieval: means(&held_out_retrieval),
+        held_out_retrieval_adapted: means(&held_out_retrieval_adapted),
+        held_out_parent,
         guard_base: means(&guard_base),
         guard_adapted: means(&guard_adapted),
         held_out_tokens: held_out_base.iter().map(|judged| judged.losses.len() as u32).collect(),
@@ -118,6 +128,9 @@ fn check(job: &TrainJob) -> Result<()> {
     if !(0.0..=1.0).contains(&job.scale) {
         return refuse("scale", format!("is {}, allowed is 0 to 1", job.scale));
     }
+    if job.parent.as_ref().is_some_and(|parent| !(0.0..=1.0).contains(&parent.scale)) {
+        return refuse("parent", "has a scale outside 0 to 1".into());
+    }
     if job.train.iter().all(|text| text.text.trim().is_empty()) {
         return refuse("train", "has no text".into());
     }
@@ -135,6 +148,10 @@ fn hash(job: &TrainJob, base: ContentHash) -> ContentHash {
     hasher.update(base.as_bytes());
     hasher.update(&job.seed.to_le_bytes());
     hasher.update(&job.steps_max.to_le_bytes());
+    if let Some(parent) = &job.parent {
+        hasher.update(parent.id.as_bytes());
+        hasher.update(&parent.scale.to_le_bytes());
+    }
     for texts in [&job.train, &job.replay, &job.placebo] {
         hasher.update(&(texts.len() as u64).to_le_bytes());
         for text in texts {
@@ -196,6 +213,9 @@ impl Work<'_> {
 
     /// The held-out cases with the most similar training texts before them: what recall would do without any training.
     fn with_retrieved(&mut self, embedder: &Embedder, held_out: &[Case]) -> Result<Vec<Case>> {
+        if held_out.is_empty() {
+            return Ok(Vec::new());
+        }
         let known: Vec<String> = self.job.train.iter().take(RETRIEVABLE_MAX).map(|text| text.text.clone()).collect();
         let asked: Vec<String> = self.job.held_out.iter().map(|text| text.text.clone()).collect();
         let (known_vectors, asked_vectors) =
@@ -238,6 +258,17 @@ impl Work<'_> {
         Ok(adapter)
     }
 
+    /// The adapter that the job starts from, with its scale in its weights.
+    fn parent(&self) -> Result<Option<Adapter>> {
+        let Some(parent) = &self.job.parent else { return Ok(None) };
+        let (config, device) = {
+            let backbone = self.generator.backbone();
+            (backbone.config.clone(), backbone.device())
+        };
+        let adapter = adapter_file::read(Path::new(&parent.folder), &config, self.generator.base_hash, device)?;
+        Ok(Some(adapter.into_full_strength(f64::from(parent.scale))?))
+    }
+
     fn train(
         &mut self,
         phase: &str,
@@ -248,7 +279,11 @@ impl Work<'_> {
         device: Device,
     ) -> Result<Adapter> {
         let mut rng = seeded(self.job.seed ^ salt(phase));
-        let mut learner = Learner::new(Adapter::zeroed(config, RANK, device, || uniform(&mut rng))?)?;
+        let start = match self.parent()? {
+            Some(parent) => parent,
+            None => Adapter::zeroed(config, RANK, device, || uniform(&mut rng))?,
+        };
+        let mut learner = Learner::new(start)?;
         if let Some(seconds) = checkpoint::read(path, &mut learner, self.hash, device)? {
             self.cpu_before = self.cpu_before.max(seconds);
         }

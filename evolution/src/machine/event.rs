@@ -27,6 +27,15 @@ pub enum Event {
         surprise: Vec<f32>,
         /// Ambiguities (nats).
         ambiguity: Vec<f32>,
+        /// Surprise at texts, as in [`Event::Read`].
+        reading: Vec<f32>,
+    },
+    /// A text of the user was read by what serves its context.
+    Read {
+        /// Its embedding.
+        situation: Embedding,
+        /// Mean residual of its tokens: 1 less the probability that each was given.
+        surprise: f32,
     },
     /// An answer was generated.
     Generated {
@@ -62,7 +71,7 @@ pub enum Event {
         authorship: Authorship,
     },
     /// The trainer finished: after [`Action::StartTraining`] or [`Action::ScaleAdapter`].
-    Trained(TrainOutcome),
+    Trained(Box<TrainOutcome>),
     /// The trainer failed.
     TrainingFailed {
         /// The adapter it worked on.

@@ -39,7 +39,7 @@ pub use state::{ContextRecord, Job, JobPhase, Pointer, Proposal, State, Trial};
 use crate::context::ContextId;
 use crate::data::TextRecord;
 use crate::policy::Policy;
-use crate::registry::CardState;
+use crate::registry::{CardState, SkillCard};
 use crate::trigger::Suspicion;
 
 /// Rows that do not make a history.
@@ -161,8 +161,9 @@ impl Evolution {
         let mut out = Vec::new();
         match event {
             Event::Engine { base_hash, trains } => self.on_engine(base_hash, trains, now, &mut out),
-            Event::Calibrated { surprise, ambiguity } => {
+            Event::Calibrated { surprise, ambiguity, reading } => {
                 self.soft.trigger.calibrate(&surprise, &ambiguity);
+                self.soft.trigger.calibrate_reading(&reading);
                 self.around.unsaved = self.policy.checkpoint_every;
             }
             Event::Generated { situation, ambiguity, surprise, structural } => {
@@ -175,6 +176,11 @@ impl Evolution {
                 let advice = self.soft.trigger.observe_feedback(context, feedback);
                 self.on_advice(context, advice, now, &mut out);
             }
+            Event::Read { situation, surprise } => {
+                let context = self.assign(&situation);
+                let advice = self.soft.trigger.observe_reading(context, surprise);
+                self.on_advice(context, advice, now, &mut out);
+            }
             Event::UserText { memory, time, tokens, situation, signature, authorship } => {
                 if authorship.may_train() && !self.state.registry.is_forgotten(memory) {
                     let context = self.assign(&situation);
@@ -182,7 +188,7 @@ impl Evolution {
                     self.around.unsaved += 1;
                 }
             }
-            Event::Trained(outcome) => self.on_trained(outcome, now, &mut out),
+            Event::Trained(outcome) => self.on_trained(*outcome, now, &mut out),
             Event::TrainingFailed { adapter, reason, cpu_seconds } => {
                 self.on_failed(adapter, &reason, cpu_seconds, now, &mut out);
             }
@@ -223,20 +229,48 @@ impl Evolution {
     }
 
     /// What serves a situation; none means the base, bit for bit: outside every context, of another base, or with too
-    /// small a weight.
+    /// small a weight. The adapter with the largest weight of [`Self::mixture`].
     pub fn route(&self, situation: &Embedding) -> Option<Served> {
+        self.mixture(situation).into_iter().max_by(|a, b| a.weight.total_cmp(&b.weight))
+    }
+
+    /// Everything that serves a situation, with online-Bayes weights; what is missing to 1 is the base's. Besides the adapter
+    /// that was committed last, the one before it is mixed in; adapters on trial are weighed and do not serve.
+    pub fn mixture(&self, situation: &Embedding) -> Vec<Served> {
+        self.weighed(situation).unwrap_or_default()
+    }
+
+    fn weighed(&self, situation: &Embedding) -> Option<Vec<Served>> {
         let context = self.soft.trigger.contexts().find(situation)?;
-        let adapter = self.state.pointers.get(&context)?.active?;
-        let card = &self.state.registry.get(adapter).filter(|entry| entry.state == CardState::Active)?.card;
-        if Some(card.base_hash) != self.state.base {
-            return None;
-        }
+        let active = self.state.pointers.get(&context)?.active?;
         let weights = self.soft.weights.get(&context)?;
-        let own = weights.adapters().find(|(known, _)| *known == adapter)?.1;
-        // An adapter on trial has a weight too but does not serve: the rest is shared by the two that do.
-        let weight = own / (own + weights.none()).max(f64::MIN_POSITIVE);
-        let serves = weight >= self.policy.weight_min;
-        serves.then_some(Served { context, adapter, weight, scale: card.scale, file_hash: card.file_hash })
+        let may_serve = |adapter: AdapterId, state: CardState| {
+            let entry = self.state.registry.get(adapter)?;
+            (entry.state == state && Some(entry.card.base_hash) == self.state.base).then_some(&entry.card)
+        };
+        let beside = self.state.beside(context);
+        let serving: Vec<(&SkillCard, f64)> = weights
+            .adapters()
+            .filter_map(|(adapter, weight)| {
+                let card = if adapter == active {
+                    may_serve(adapter, CardState::Active)
+                } else if Some(adapter) == beside {
+                    may_serve(adapter, CardState::Superseded).or_else(|| may_serve(adapter, CardState::Active))
+                } else {
+                    None
+                };
+                Some((card?, weight))
+            })
+            .collect();
+        let total = (weights.none() + serving.iter().map(|(_, weight)| weight).sum::<f64>()).max(f64::MIN_POSITIVE);
+        let served = serving.into_iter().map(|(card, own)| Served {
+            context,
+            adapter: card.adapter,
+            weight: own / total,
+            scale: card.scale,
+            file_hash: card.file_hash,
+        });
+        Some(served.filter(|served| served.weight >= self.policy.weight_min).collect())
     }
 
     /// Which adapters to score on a real text of this situation, besides the base; the result goes into
@@ -254,6 +288,11 @@ impl Evolution {
     /// Whether a situation's context needs adaptation by the evidence so far, and why or why not.
     pub fn should_evolve(&self, situation: &Embedding) -> Option<(bool, Suspicion)> {
         self.soft.trigger.should_evolve(self.soft.trigger.contexts().find(situation)?)
+    }
+
+    /// Whether the base's surprise at texts that it knows is known: see [`Event::Calibrated`].
+    pub const fn is_calibrated(&self) -> bool {
+        self.soft.trigger.is_calibrated()
     }
 
     /// The loop at a glance.

@@ -189,7 +189,10 @@ impl Evolution {
         let retired = self.state.registry.made_from(&all);
         let serving: Vec<(AdapterId, ContextId)> =
             retired.iter().flat_map(|adapter| self.served_by(*adapter)).collect();
-        let job = self.state.job.as_ref().filter(|job| job.spec.memories().any(|memory| all.contains(memory)));
+        let job = self.state.job.as_ref().filter(|job| {
+            let from_retired = job.spec.parent.is_some_and(|parent| retired.contains(&parent));
+            from_retired || job.spec.memories().any(|memory| all.contains(memory))
+        });
         let job = job.map(|job| job.spec.adapter);
         self.soft.texts.forget(&all);
         let reason = format!("{} memories were forgotten; {} adapters learned them", memories.len(), retired.len());

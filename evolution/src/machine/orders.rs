@@ -35,6 +35,8 @@ impl Evolution {
                     return refuse(out, format!("adapter {adapter} is not known or is retired"));
                 }
                 let serving = self.served_by(adapter);
+                let job = self.state.job.as_ref().filter(|job| job.spec.parent == Some(adapter));
+                let job = job.map(|job| job.spec.adapter);
                 let draft =
                     Draft::new(stage, Stage::Retire, "the user retired it", Change::Retired).about(adapter, None);
                 self.record(draft, now, out);
@@ -42,6 +44,10 @@ impl Evolution {
                     serving.into_iter().map(|(adapter, context)| Action::DeactivateAdapter { adapter, context }),
                 );
                 out.push(Action::RetireAdapter { adapter });
+                if let Some(adapter) = job {
+                    out.push(Action::StopTraining { adapter });
+                    out.push(Action::RetireAdapter { adapter });
+                }
             }
             Command::RunNow { situation } => self.on_run_now(situation.as_ref(), now, out),
             Command::Import { card } => self.on_import(card, now, out),

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use mneme_base::{AdapterId, MemoryId, Timestamp};
+use mneme_engine_api::AdapterLevel;
 
 use super::row::{Cause, JobSpec};
 use super::{Evolution, Proposal};
 use crate::context::ContextId;
 use crate::data::select;
 use crate::random::mix;
+use crate::registry::Entry;
 use crate::router::{LevelBandit, LoraHistory, Need};
 
 /// Texts of neighbouring contexts in a job's guard, besides base text.
@@ -77,6 +79,9 @@ impl Evolution {
             ("cpu_seconds_expected".to_owned(), cost),
             ("cpu_seconds_today".to_owned(), self.state.spent(now)),
         ]);
+        let may_start_from = |entry: &&Entry| {
+            Some(entry.card.base_hash) == self.state.base && entry.card.level == level && level == AdapterLevel::Lora
+        };
         let spec = JobSpec {
             adapter: adapter_id(seed, self.state.rows, now),
             level,
@@ -85,6 +90,7 @@ impl Evolution {
             held_out: selection.held_out,
             guard: self.guard(context),
             train_tokens: selection.train_tokens,
+            parent: active.filter(may_start_from).map(|entry| entry.card.adapter),
             replay_fraction: self.policy.data.replay_fraction.clamp(0.0, 0.9),
             placebo: self.policy.gate.placebo_required,
             steps_max: steps,

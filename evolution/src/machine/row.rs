@@ -89,6 +89,9 @@ pub struct JobSpec {
     pub train_tokens: u64,
     /// The share of base text in training, 0.2 to 0.5.
     pub replay_fraction: f64,
+    /// The adapter that it starts from: the one that serves the context, so that what was learned is kept.
+    #[serde(default)]
+    pub parent: Option<AdapterId>,
     /// Whether to train a placebo adapter on as many tokens of somebody else's text.
     pub placebo: bool,
     /// Optimiser steps at most.

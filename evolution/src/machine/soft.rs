@@ -25,12 +25,13 @@ pub struct Checkpoint {
     pub(super) soft: Soft,
 }
 
-/// Whether an adapter is on trial or serves.
+/// Whether an adapter is on trial, serves, or served before and is still mixed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Role {
     Trial,
     Serving,
+    Beside,
 }
 
 /// The running comparison of an adapter in a context.
@@ -93,7 +94,9 @@ impl Soft {
         let trials = state.trials.iter().map(|trial| (trial.adapter, trial.context, Role::Trial));
         let serving =
             state.pointers.iter().filter_map(|(context, pointer)| Some((pointer.active?, *context, Role::Serving)));
-        let wanted: Vec<(AdapterId, ContextId, Role)> = trials.chain(serving).collect();
+        let beside =
+            state.pointers.keys().filter_map(|context| Some((state.beside(*context)?, *context, Role::Beside)));
+        let wanted: Vec<(AdapterId, ContextId, Role)> = trials.chain(serving).chain(beside).collect();
         self.comparisons.retain(|c| wanted.contains(&(c.adapter, c.context, c.role)));
         for (adapter, context, role) in &wanted {
             let known = self.comparisons.iter().any(|c| (c.adapter, c.context, c.role) == (*adapter, *context, *role));

@@ -410,6 +410,14 @@ impl State {
         pointer.history.iter().rev().find(may_serve).copied()
     }
 
+    /// The adapter that served a context before the one that does, as long as it may: it stays in the mixture, so that a person
+    /// who returns to an old way of writing is followed without training.
+    pub fn beside(&self, context: ContextId) -> Option<AdapterId> {
+        let on_trial = |adapter| self.trials.iter().any(|trial| trial.context == context && trial.adapter == adapter);
+        self.pointers.get(&context)?.active?;
+        self.rollback_target(context).filter(|adapter| !on_trial(*adapter))
+    }
+
     fn forget(&mut self, memories: &[MemoryId]) {
         let memories: BTreeSet<MemoryId> = memories.iter().copied().collect();
         for adapter in self.registry.forget(&memories) {
@@ -422,8 +430,11 @@ impl State {
         self.uses.retain(|memory, _| !memories.contains(memory));
     }
 
-    /// Takes an adapter out of everything, for good.
+    /// Takes an adapter out of everything, for good. A job that started from it begins anew.
     fn retire(&mut self, adapter: AdapterId) {
+        if self.job.as_ref().is_some_and(|job| job.spec.parent == Some(adapter)) {
+            self.requeue_job();
+        }
         self.end_trials(|trial| trial.adapter == adapter);
         for pointer in self.pointers.values_mut() {
             if pointer.active == Some(adapter) {

@@ -81,7 +81,7 @@ impl Evolution {
         Some(SkillCard {
             adapter: spec.adapter,
             base_hash: outcome.base_hash,
-            parent: None,
+            parent: spec.parent,
             level: spec.level,
             context: spec.context,
             centroid: record.centroid.clone(),

@@ -155,7 +155,7 @@ impl World {
         if let Some(adapter) = self.training.pop_first() {
             let level = self.evolution.state().job.as_ref().map_or(AdapterLevel::Lora, |job| job.spec.level);
             let seed = self.rows.len() as u64;
-            self.send(Event::Trained(TrainOutcome { adapter, level, ..outcome(self.arms, seed) }));
+            self.send(Event::Trained(Box::new(TrainOutcome { adapter, level, ..outcome(self.arms, seed) })));
         }
     }
 
@@ -277,12 +277,27 @@ fn an_adapter_that_does_harm_later_is_rolled_back_to_the_one_before() {
     world.send(Event::Command(Command::RunNow { situation: Some(situation(0)) }));
     world.finish();
     // On trial it is compared with what serves; both are scored alike but for its advantage.
-    while let Some((context, adapters)) = world.evolution.watched(&situation(0)).filter(|(_, all)| all.len() == 2) {
+    while !world.evolution.state().trials.is_empty() {
+        let (context, adapters) = world.evolution.watched(&situation(0)).unwrap();
         let adapted = adapters.iter().map(|a| (*a, if *a == first { 2.9 } else { 2.8 })).collect();
         world.send(Event::Scored { context, tokens: 50, base_loss: 3.0, adapted });
     }
     let second = world.evolution.route(&situation(0)).unwrap().adapter;
     assert_ne!(first, second);
+    // The one before stays in the mixture, and comes to more weight when it fits better again.
+    let share = |world: &World, adapter| {
+        let mixture = world.evolution.mixture(&situation(0));
+        mixture.iter().find(|served| served.adapter == adapter).map_or(0.0, |served| served.weight)
+    };
+    assert!(share(&world, second) > 0.8 && share(&world, first) + share(&world, second) <= 1.0);
+    let mut back = world.evolution.clone();
+    for _ in 0..3 {
+        let (context, _) = back.watched(&situation(0)).unwrap();
+        let adapted = vec![(first, 2.7), (second, 2.9)];
+        back.handle(Event::Scored { context, tokens: 50, base_loss: 3.0, adapted }, world.now);
+    }
+    assert_eq!(back.route(&situation(0)).unwrap().adapter, first);
+    assert_eq!(back.mixture(&situation(0)).iter().filter(|served| served.weight > 0.5).count(), 1);
     assert_eq!(world.evolution.state().registry.get(first).unwrap().state, CardState::Superseded);
     (0..80).for_each(|_| {
         if world.stages().last() != Some(&Stage::Rollback) {
@@ -331,7 +346,7 @@ fn forgetting_a_learned_memory_retires_the_adapter_and_stops_the_job_that_uses_i
     assert_ne!(again.adapter, job.adapter);
     assert!(!again.train.contains(&job.held_out[0]) && !again.held_out.contains(&job.held_out[0]));
     // The stopped trainer's late result is of no use.
-    world.send(Event::Trained(TrainOutcome { adapter: job.adapter, ..outcome(GOOD, 1) }));
+    world.send(Event::Trained(Box::new(TrainOutcome { adapter: job.adapter, ..outcome(GOOD, 1) })));
     assert!(matches!(world.notices.last(), Some(Notice::Ignored { .. })));
 }
 
@@ -426,10 +441,14 @@ fn an_outcome_with_odd_numbers_or_of_another_base_is_a_failure() {
     let adapter = world.training.pop_first().unwrap();
     let mut odd = TrainOutcome { adapter, ..outcome(GOOD, 1) };
     odd.held_out_adapted[0] = f32::NAN;
-    world.send(Event::Trained(odd));
+    world.send(Event::Trained(Box::new(odd)));
     assert_eq!(world.evolution.state().job.as_ref().unwrap().failures, 1);
     world.training.clear();
-    world.send(Event::Trained(TrainOutcome { adapter, base_hash: ContentHash::of(b"other"), ..outcome(GOOD, 1) }));
+    world.send(Event::Trained(Box::new(TrainOutcome {
+        adapter,
+        base_hash: ContentHash::of(b"other"),
+        ..outcome(GOOD, 1)
+    })));
     assert_eq!(world.evolution.state().job.as_ref().unwrap().failures, 2);
 }
 
@@ -730,7 +749,8 @@ fn a_newcomer_must_beat_what_serves_and_not_only_the_base() {
     world.finish();
     assert_eq!(world.stages().last(), Some(&Stage::Shadow));
     // Both beat the base by as much: there is no reason to change.
-    while let Some((context, adapters)) = world.evolution.watched(&situation(0)).filter(|(_, all)| all.len() == 2) {
+    while !world.evolution.state().trials.is_empty() {
+        let (context, adapters) = world.evolution.watched(&situation(0)).unwrap();
         let adapted = adapters.iter().map(|adapter| (*adapter, 2.9)).collect();
         world.send(Event::Scored { context, tokens: 50, base_loss: 3.0, adapted });
     }
