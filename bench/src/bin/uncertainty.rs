@@ -135,8 +135,7 @@ fn read(path: &Path) -> Result<Vec<Word>, Failure> {
     // The corpus writes an answer that is missing as a number that is none, which JSON does not have.
     let text = fs_err::read_to_string(path)?.replace("[NaN,", "[null,");
     let words: Vec<Word> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-    let usable =
-        |word: &Word| word.human.iter().map(|(_, count)| *count).sum::<f64>() >= 2.0 && !word.next.is_empty();
+    let usable = |word: &Word| word.human.iter().map(|(_, count)| *count).sum::<f64>() >= 2.0 && !word.next.is_empty();
     let words: Vec<Word> = words.into_iter().filter(usable).collect();
     if groups(&words).len() < 3 {
         return Err(format!("{} has fewer than 3 passages", path.display()).into());
