@@ -3,7 +3,6 @@
 //! Every wait has a limit: a hang is a failure.
 
 pub mod fuzz;
-pub mod kills;
 pub mod random;
 pub mod slope;
 

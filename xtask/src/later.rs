@@ -42,9 +42,6 @@ pub(crate) const FUZZ: Program =
 /// Power cuts, kills and failing writes.
 pub(crate) const TORTURE: Program =
     Program { task: "torture", package: "mneme-memory", name: "mneme-torture", features: &[], set_up: false };
-/// Kills of the loop's processes.
-pub(crate) const KILLS: Program =
-    Program { task: "kills", package: "mneme-tests", name: "kills", features: &[], set_up: false };
 /// Load for hours.
 pub(crate) const SOAK: Program =
     Program { task: "soak", package: "mneme-tests", name: "soak", features: &[], set_up: false };

@@ -45,8 +45,6 @@ enum Task {
     Cross(cross::CrossArguments),
     /// Cuts the power again and again and checks that nothing acknowledged is lost; needs root.
     Torture(later::PassedOn),
-    /// Kills trainer, engine and daemon at random points of the evolution loop and checks that everything holds.
-    Kills(later::PassedOn),
     /// Runs the daemon under load and reports the slopes of memory, files and disk.
     Soak(later::PassedOn),
 }
@@ -62,7 +60,6 @@ fn main() -> ExitCode {
         Task::Fuzz(passed) => later::program(&workspace, later::FUZZ, &passed),
         Task::Cross(arguments) => cross::run(&workspace, &arguments),
         Task::Torture(passed) => later::program(&workspace, later::TORTURE, &passed),
-        Task::Kills(passed) => later::program(&workspace, later::KILLS, &passed),
         Task::Soak(passed) => later::program(&workspace, later::SOAK, &passed),
     });
     match outcome {
