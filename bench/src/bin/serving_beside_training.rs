@@ -78,8 +78,10 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         let job = job(&texts, folder.path());
         let before = steps.load(Ordering::Relaxed);
         with.extend(std::thread::scope(|scope| -> Result<Vec<Duration>, Failure> {
-            let observe = |event: mneme_engine_api::TrainEvent| steps.store(event.step, Ordering::Relaxed);
-            let training = scope.spawn(|| engine.train(&job, &mut { observe }, &cancel_block));
+            let training = scope.spawn(|| {
+                let mut observe = |event: mneme_engine_api::TrainEvent| steps.store(event.step, Ordering::Relaxed);
+                engine.train(&job, &mut observe, &cancel_block)
+            });
             let until = Instant::now() + TRAINER_START;
             while steps.load(Ordering::Relaxed) == before && Instant::now() < until && !training.is_finished() {
                 std::thread::sleep(Duration::from_millis(20));
