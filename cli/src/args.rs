@@ -54,7 +54,7 @@ pub(crate) enum Command {
     Evolve(EvolveCommand),
     /// Write memories as JSON lines to a file or standard output.
     Export(ExportArgs),
-    /// Read memories from JSON lines.
+    /// Read memories from JSON lines; lines that cannot be taken in are named, and the exit status is then 65.
     Import(ImportArgs),
     /// Write a verified copy of the store into an empty folder, while it is in use.
     Backup {

@@ -35,9 +35,16 @@ pub enum Update {
         config: Arc<Config>,
         /// What differs from the one before; those with `Reload::Restart` wait for a restart.
         changes: Vec<Change>,
+        /// Whether this answers a [`Reloader::reload`]: the files were read after it was asked for.
+        asked: bool,
     },
     /// The files changed and are not valid: the last good configuration stays in force.
-    Refused(ConfigError),
+    Refused {
+        /// What is wrong.
+        error: ConfigError,
+        /// As in [`Update::Changed`].
+        asked: bool,
+    },
 }
 
 enum Signal {
@@ -168,12 +175,12 @@ impl<F: FnMut(Update)> Worker<F> {
                 };
                 if forced || !changes.is_empty() {
                     tracing::info!(changes = changes.len(), "configuration reloaded");
-                    (self.on_update)(Update::Changed { config: newer, changes });
+                    (self.on_update)(Update::Changed { config: newer, changes, asked: forced });
                 }
             }
             Err(error) => {
                 tracing::warn!(%error, "configuration refused, the last good one stays");
-                (self.on_update)(Update::Refused(error));
+                (self.on_update)(Update::Refused { error, asked: forced });
             }
         }
     }

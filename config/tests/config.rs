@@ -260,11 +260,11 @@ fn a_file_replaced_by_a_rename_is_noticed_again_and_again() {
         fs_err::write(&aside, format!("[server]\nconnections_max = {connections}\n")).unwrap();
         fs_err::rename(&aside, &watched.file).unwrap();
         match watched.updates.recv_timeout(HANG).unwrap() {
-            Update::Changed { config, changes } => {
+            Update::Changed { config, changes, .. } => {
                 assert_eq!(config.server.connections_max, connections);
                 assert_eq!(changes.len(), 1);
             }
-            Update::Refused(error) => panic!("{error}"),
+            Update::Refused { error, .. } => panic!("{error}"),
         }
         assert_eq!(watched.reloader.current().server.connections_max, connections);
     }
@@ -276,7 +276,7 @@ fn an_invalid_file_keeps_the_last_good_configuration_and_says_why() {
     fs_err::write(&watched.file, "[server]\nconnections_max = 0\n").unwrap();
     let refused = loop {
         // A write in place may be seen while the file is empty, which is valid.
-        if let Update::Refused(error) = watched.updates.recv_timeout(HANG).unwrap() {
+        if let Update::Refused { error, .. } = watched.updates.recv_timeout(HANG).unwrap() {
             break error;
         }
         watched.reloader.reload();
@@ -286,7 +286,7 @@ fn an_invalid_file_keeps_the_last_good_configuration_and_says_why() {
     assert_ne!(watched.reloader.current().server.connections_max, 0);
     fs_err::remove_file(&watched.file).unwrap();
     loop {
-        if let Update::Refused(ConfigError::Read { .. }) = watched.updates.recv_timeout(HANG).unwrap() {
+        if let Update::Refused { error: ConfigError::Read { .. }, .. } = watched.updates.recv_timeout(HANG).unwrap() {
             break;
         }
     }
@@ -317,7 +317,7 @@ fn a_reload_on_request_reports_even_when_nothing_changed() {
     watched.reloader.reload();
     match watched.updates.recv_timeout(HANG).unwrap() {
         Update::Changed { changes, .. } => assert_eq!(changes, []),
-        Update::Refused(error) => panic!("{error}"),
+        Update::Refused { error, .. } => panic!("{error}"),
     }
 }
 

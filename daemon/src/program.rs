@@ -110,9 +110,13 @@ async fn run(config: Arc<Config>, sources: Sources, log: logging::LogHandle) -> 
                 reload(reloader.as_ref());
             },
             Some(update) = updated.recv() => {
+                // What was read before somebody asked is no answer to them.
+                let answers = matches!(update, Update::Changed { asked: true, .. } | Update::Refused { asked: true, .. });
                 let outcome = apply(&daemon, update, &log);
-                for reply in asked.drain(..) {
-                    let _ = reply.send(outcome.clone());
+                if answers {
+                    for reply in asked.drain(..) {
+                        let _ = reply.send(outcome.clone());
+                    }
                 }
             }
         }
@@ -144,7 +148,7 @@ fn reload(reloader: Option<&Reloader>) {
 
 fn apply(daemon: &Daemon, update: Update, log: &logging::LogHandle) -> Result<ReloadResult, ErrorBody> {
     let outcome = match update {
-        Update::Changed { config, changes } => {
+        Update::Changed { config, changes, .. } => {
             for change in &changes {
                 let needs_restart = change.reload == Reload::Restart;
                 tracing::info!(key = change.key, from = change.from, to = change.to, needs_restart, "setting changed");
@@ -152,7 +156,7 @@ fn apply(daemon: &Daemon, update: Update, log: &logging::LogHandle) -> Result<Re
             log.configure(&config.log);
             Ok(daemon.configure(&config))
         }
-        Update::Refused(error) => {
+        Update::Refused { error, .. } => {
             tracing::error!(%error, "configuration refused; the last good one stays in force");
             let message = format!("configuration refused, the last good one stays in force: {error}");
             Err(ErrorBody::new(ErrorKind::InvalidParams, message).hint("'mneme config check' explains every key"))

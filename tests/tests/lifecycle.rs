@@ -209,7 +209,10 @@ fn an_engine_whose_daemon_was_killed_does_not_outlive_it_even_when_it_hangs() {
 fn configure(folder: &Path, text: &str) {
     let file = folder.join(".config/mneme/config.toml");
     fs_err::create_dir_all(file.with_file_name("")).expect("the folder can be made");
-    fs_err::write(file, text).expect("the file can be written");
+    // As editors do: a reader sees the old text or the new one, never half of it.
+    let draft = file.with_extension("draft");
+    fs_err::write(&draft, text).expect("the file can be written");
+    fs_err::rename(draft, file).expect("the file can be replaced");
 }
 
 #[test]

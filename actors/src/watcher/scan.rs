@@ -3,6 +3,7 @@
 //! Each file is a thread of chunks; a row for each file keeps its hash and its chunks' hashes. A changed file costs the chunks
 //! that changed: chunks with a known hash stay, new ones are remembered, gone ones forgotten.
 
+use fs_err::os::unix::fs::OpenOptionsExt as _;
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -255,8 +256,13 @@ async fn remember_all(
 /// Reads a file that may be cut or replaced meanwhile; no more than the limit is held.
 fn read_text(path: &Path, bytes_max: u64) -> Result<(String, i64), ActorError> {
     let failed = |error: std::io::Error| ActorError::invalid("file", error.to_string());
-    let file = fs_err::File::open(path).map_err(failed)?;
+    // A link or a pipe may have taken the file's place since it was listed: neither is followed or waited for.
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let file = fs_err::OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(ActorError::invalid("file", format!("{} is not a file", path.display())));
+    }
     let modified = metadata.modified().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
     let mut bytes = Vec::new();
     file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(failed)?;

@@ -72,7 +72,7 @@ pub(crate) fn run(arguments: Arguments, out: Output) -> Result<ExitCode, Command
         Command::Watch(command) => watch::run(&session, command),
         Command::Evolve(command) => evolve::run(&session, command),
         Command::Export(args) => transfer::export(&session, args),
-        Command::Import(args) => transfer::import(&session, args),
+        Command::Import(args) => return transfer::import(&session, args),
         Command::Backup { folder } => transfer::backup(&session, &folder),
         Command::Compact => transfer::compact(&session),
         Command::Metrics => status::metrics(&session),

@@ -1,6 +1,7 @@
 //! export, import, backup, compact.
 
 use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mneme_base::Namespace;
@@ -17,6 +18,8 @@ use crate::output::{bytes, good, line, warn};
 const BATCH: usize = 500;
 /// Faulty lines that are named; more are counted.
 const FAULTS_SHOWN: usize = 10;
+/// Exit status when some lines could not be taken in (EX_DATAERR).
+const EXIT_DATA: u8 = 65;
 
 pub(super) fn export(session: &Session, args: ExportArgs) -> Result<(), CommandError> {
     let client = session.client()?;
@@ -104,7 +107,8 @@ impl Line {
     }
 }
 
-pub(super) fn import(session: &Session, args: ImportArgs) -> Result<(), CommandError> {
+/// Takes in what can be taken; a refused line is named, and makes the command end with [`EXIT_DATA`].
+pub(super) fn import(session: &Session, args: ImportArgs) -> Result<ExitCode, CommandError> {
     let client = session.client()?;
     let batch_max = BATCH.min(client.hello()?.limits.import_batch_max as usize).max(1);
     let (reader, total): (Box<dyn BufRead>, u64) = match &args.file {
@@ -145,7 +149,8 @@ pub(super) fn import(session: &Session, args: ImportArgs) -> Result<(), CommandE
             line(warn(format!("{} lines were refused", result.refused)));
             result.faults.iter().for_each(|fault| line(format!("  {fault}")));
         }
-    })
+    })?;
+    Ok(if result.refused > 0 { ExitCode::from(EXIT_DATA) } else { ExitCode::SUCCESS })
 }
 
 fn send(
