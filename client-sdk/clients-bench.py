@@ -1,6 +1,6 @@
 """What a client costs: the same calls over the bare socket, through the Python SDK, and through `mneme mcp`, in one run.
 
-    python3 client-sdk/clients-bench.py --daemon target/release/mnemed --mneme target/release/mneme
+    cargo xtask bench clients
 
 Each round asks every way in turn, so that what else the machine does falls on all of them; medians over rounds. The way by the
 official MCP client is measured where the package `mcp` is installed for the Python that runs this.

@@ -297,8 +297,11 @@ section! {
 }
 
 section! {
-    /// Counters and histograms, readable through admin.status.
+    /// Counters and histograms, readable through admin.metrics ('mneme metrics').
     MetricsSettings = "metrics" {
+        /// Also answer GET /metrics on this port of 127.0.0.1, for a Prometheus on this machine; 0 is off. Every user of this
+        /// machine can read it: counts and sizes, never the content of a memory.
+        port: u32 = 0, number(0, 65_535), Restart;
         /// A request that takes longer is logged with its parts.
         slow_request: Duration = 2 * SECOND, time(Duration::from_millis(1), 10 * MINUTE), Live;
     }

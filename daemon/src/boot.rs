@@ -112,6 +112,7 @@ pub async fn boot(config: Arc<Config>) -> Result<Daemon, BootError> {
     let system = System::start(options).await?;
     let (reload, reloads) = mpsc::channel(RELOADS_MAX);
     let service = Arc::new(Service::new(ServiceParts { system, boot, clock, engine, config: config_receiver, reload }));
+    crate::scrape::start(&service);
     let path = socket.path.clone();
     let accept = tokio::spawn(accept(Arc::clone(&service), socket));
     tracing::info!(%boot, socket = %path.display(), "ready");

@@ -12,6 +12,7 @@ pub mod lock;
 pub mod logging;
 pub mod metrics;
 pub mod program;
+mod scrape;
 pub mod service;
 pub mod systemd;
 pub mod tasks;

@@ -92,8 +92,12 @@ pub(crate) fn bench(workspace: &Workspace, passed: &PassedOn) -> anyhow::Result<
         for benchmark in found {
             println!("  {:<24} {}", benchmark.name, benchmark.package);
         }
+        println!("  {CLIENTS:<24} client-sdk (needs python3)");
         return Ok(ExitCode::SUCCESS);
     };
+    if wanted == CLIENTS {
+        return clients(workspace, rest);
+    }
     if wanted == "all" {
         return crate::bench_all::run(workspace, &found, rest);
     }
@@ -102,5 +106,29 @@ pub(crate) fn bench(workspace: &Workspace, passed: &PassedOn) -> anyhow::Result<
         return Ok(ExitCode::from(MISSING));
     };
     let mut command = benchmark.command(&workspace.root, rest);
+    Ok(if status(&mut command)?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The benchmark of the clients beside the bare socket, which is a script: the clients are.
+const CLIENTS: &str = "clients";
+
+/// Builds daemon and command line in the release profile and measures what a client costs.
+fn clients(workspace: &Workspace, rest: &[String]) -> anyhow::Result<ExitCode> {
+    let mut build = cargo(&workspace.root);
+    build.args(["build", "--release", "-p", "mneme-daemon", "-p", "mneme-cli", "--bins"]);
+    if !status(&mut build)?.success() {
+        return Ok(ExitCode::FAILURE);
+    }
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.root.join("target"), Into::into);
+    let programs: std::path::PathBuf = target.join("release");
+    let python = std::env::var_os("MNEME_PYTHON").unwrap_or_else(|| "python3".into());
+    let mut command = Command::new(python);
+    command
+        .arg(workspace.root.join("client-sdk/clients-bench.py"))
+        .arg("--daemon")
+        .arg(programs.join("mnemed"))
+        .arg("--mneme")
+        .arg(programs.join("mneme"))
+        .args(rest);
     Ok(if status(&mut command)?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

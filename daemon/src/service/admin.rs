@@ -117,7 +117,8 @@ impl Service {
         }
     }
 
-    pub(super) fn prometheus(&self) -> String {
+    /// Counters and gauges in Prometheus' text form.
+    pub(crate) fn prometheus(&self) -> String {
         let stats = self.system.memory.stats();
         let (_, restarts) = self.engine_words();
         let healthy = f64::from(u8::from(stats.health == StoreHealth::Healthy));
