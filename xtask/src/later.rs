@@ -1,6 +1,6 @@
 //! Commands whose work is done by a program elsewhere in the workspace; where it does not exist yet, they say so.
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use cargo_metadata::TargetKind;
 use clap::Args;

@@ -225,7 +225,7 @@ fn answer(client: &Client, text: &str, number: usize) -> Result<bool, Failure> {
         ..wire::GenerateParams::default()
     };
     let Ok(result) = call::<methods::Generate>(client, params) else { return Ok(false) };
-    let verdict = if number % 3 == 0 { wire::Verdict::Reject } else { wire::Verdict::Accept };
+    let verdict = if number.is_multiple_of(3) { wire::Verdict::Reject } else { wire::Verdict::Accept };
     call::<methods::Feedback>(client, wire::FeedbackParams { task: result.task, verdict, correction: None })?;
     Ok(true)
 }

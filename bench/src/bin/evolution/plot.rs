@@ -27,10 +27,13 @@ const ARMS: [(&str, &str); 8] = [
     ("knn", "#a64d79"),
 ];
 
+/// An arm, its colour, and its gain in each part that has one.
+type Line<'a> = (&'a str, &'a str, Vec<(usize, Part)>);
+
 /// Draws the gains (percent of the frozen model's cost) as SVG.
 pub(crate) fn svg(arms: &BTreeMap<&str, Vec<Vec<(u64, f64)>>>, seed: u64) -> String {
     let frozen = arms.get("frozen").cloned().unwrap_or_default();
-    let mut lines: Vec<(&str, &str, Vec<(usize, Part)>)> = Vec::new();
+    let mut lines: Vec<Line<'_>> = Vec::new();
     for (arm, colour) in ARMS {
         let Some(costs) = arms.get(arm) else { continue };
         let parts = costs.iter().zip(&frozen).enumerate();
