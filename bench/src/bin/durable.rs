@@ -7,7 +7,6 @@
 //! process with a connection each. Redis and SQLite do less per write: no gate, no idempotency, no index.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its result")]
-#![allow(clippy::pedantic, reason = "a measuring program; not yet linted in full")]
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;

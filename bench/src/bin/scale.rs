@@ -6,7 +6,6 @@
 //! and without it. Resident memory is compared with int8 codes and text index, disk with the bytes of all rows.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its result")]
-#![allow(clippy::pedantic, reason = "a measuring program; not yet linted in full")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
