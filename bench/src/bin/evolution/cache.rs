@@ -98,9 +98,9 @@ mod tests {
         let flat = (1.0_f32 / 6.0).ln();
         let cost = |last: u32| cache.cost(&[1, 2, last], &[0.0, 0.0, flat], &mut Weights::default());
         assert!(cost(3) < cost(5));
-        let sum: f64 = (0..6).map(|token| (cost(0) - cost(token)).exp2()).sum::<f64>();
         let first = cache.cost(&[1, 2], &[0.0, 0.0], &mut Weights::default());
         let total: f64 = (0..6).map(|token| (first - cost(token)).exp2()).sum();
-        assert!((total - 1.0).abs() < 1e-9, "{total} {sum}");
+        // The model's likelihoods come in single precision.
+        assert!((total - 1.0).abs() < 1e-6, "{total}");
     }
 }
