@@ -136,7 +136,8 @@ def test_the_retriever_gives_documents_with_source_and_trust(client: mneme.Clien
     from mneme.compat.langchain import MnemeRetriever
 
     kept = client.remember("the ferry leaves at eight", namespace=namespace, metadata={"page": "7"})
-    retriever = MnemeRetriever(client=client, namespaces=[namespace], k=3)
+    # The stand-in's vectors say little, so that its recall is seldom confident.
+    retriever = MnemeRetriever(client=client, namespaces=[namespace], k=3, abstain=False)
     (document,) = retriever.invoke("the ferry leaves at eight")
     assert (document.id, document.page_content) == (kept.id, "the ferry leaves at eight")
     assert document.metadata["page"] == "7" and document.metadata["trust"] == "reported"
