@@ -31,6 +31,15 @@ const TRAINER_WAITS: Duration = Duration::from_millis(300);
 /// How often a waiting call looks whether it was cancelled (milliseconds).
 const CANCEL_POLL_MS: u64 = 20;
 
+/// Environment that keeps the memory of the engine's tensor library bounded under changing shapes. It must be set before the
+/// process starts: caches of compiled kernels grow with every new shape, and glibc keeps an arena for every thread.
+pub const ENVIRONMENT: [(&str, &str); 4] = [
+    ("LRU_CACHE_CAPACITY", "1"),
+    ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64"),
+    ("MALLOC_ARENA_MAX", "2"),
+    ("OMP_WAIT_POLICY", "passive"),
+];
+
 /// How an engine process is started and watched.
 #[derive(Debug, Clone)]
 pub struct ProcessOptions {
@@ -253,6 +262,7 @@ impl EngineProcess {
         let (ours, theirs) = UnixStream::pair().map_err(|error| unavailable("no socket pair for", &error))?;
         let mut child = Command::new(&options.program)
             .arg("serve")
+            .envs(ENVIRONMENT)
             .args(&options.arguments)
             .envs(options.environment.iter().cloned())
             .stdin(Stdio::from(OwnedFd::from(theirs)))

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::engine::{CancelToken, EngineError};
-use crate::process::ProcessOptions;
+use crate::process::{ENVIRONMENT, ProcessOptions};
 use crate::types::{TrainEvent, TrainJob, TrainOutcome};
 
 /// The job as the trainer reads it, in the job's folder.
@@ -113,6 +113,7 @@ pub(crate) fn run(
     }
     let mut child = Command::new(&options.program)
         .arg("train")
+        .envs(ENVIRONMENT)
         .arg(&job_path)
         .args(&options.arguments)
         .envs(options.environment.iter().cloned())

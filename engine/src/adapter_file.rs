@@ -4,18 +4,22 @@ use std::io::Write as _;
 use std::path::Path;
 
 use mneme_base::ContentHash;
+use mneme_engine_api::AdapterLevel;
 use mneme_weights::{SafetensorsFile, TensorSource};
 use serde_json::{Map, Value, json};
 use tch::{Device, Tensor};
 
 use crate::error::{ModelError, Result};
-use crate::nn::adapter::{Adapter, LowRank, RANK_MAX, Reach, Slot};
+use crate::nn::adapter::{Adapter, Delta, LowRank, RANK_MAX, Reach, Slot};
 use crate::nn::backbone::BackboneConfig;
+use crate::nn::control::{Control, ControlNet, WIDTH_MAX};
 
 /// The file inside an adapter's folder.
 pub const NAME: &str = "adapter.safetensors";
 /// What the metadata must say, so that another program's adapter is not misread.
-const FORMAT: &str = "mneme-lora/1";
+const FORMAT: &str = "mneme-adapter/2";
+/// What adapters of low rank said before there were others; they are still read.
+const FORMAT_LORA: &str = "mneme-lora/1";
 
 /// How numbers are kept in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,11 +40,22 @@ pub fn write(folder: &Path, adapter: &Adapter, base_hash: ContentHash, job: Cont
         ("base_hash", base_hash.to_string()),
         ("job", job.to_string()),
         ("strength", adapter.strength.to_string()),
+        ("level", level_name(adapter.level()).to_owned()),
+        ("blocks", adapter.deltas.iter().map(|delta| delta.block.to_string()).collect::<Vec<_>>().join(",")),
         ("reach", adapter.reach.name().to_owned()),
     ];
     let bytes = encode(&metadata, tensors, kind)?;
     fs_err::create_dir_all(folder)?;
     replace(&folder.join(NAME), &bytes)
+}
+
+fn level_name(level: AdapterLevel) -> &'static str {
+    match level {
+        AdapterLevel::Composition => "composition",
+        AdapterLevel::ControlNet => "control_net",
+        AdapterLevel::Lora => "lora",
+        AdapterLevel::Layers => "layers",
+    }
 }
 
 /// Whether a folder holds the adapter that this job makes.
@@ -55,7 +70,14 @@ pub fn read(folder: &Path, config: &BackboneConfig, base_hash: ContentHash, devi
     let what = || path.display().to_string();
     let file = SafetensorsFile::open(&path)?;
     let said = |key: &str| file.metadata().get(key).map(String::as_str);
-    if said("format") != Some(FORMAT) {
+    let level = match (said("format"), said("level")) {
+        (Some(FORMAT_LORA), _) | (Some(FORMAT), Some("lora")) => AdapterLevel::Lora,
+        (Some(FORMAT), Some("control_net")) => AdapterLevel::ControlNet,
+        (Some(FORMAT), Some("layers")) => AdapterLevel::Layers,
+        (Some(FORMAT), other) => return Err(ModelError::load(what(), format!("its level is {other:?}"))),
+        _ => AdapterLevel::Composition,
+    };
+    if level == AdapterLevel::Composition {
         return Err(ModelError::load(what(), format!("its format is {:?}, expected {FORMAT}", said("format"))));
     }
     if said("base_hash") != Some(base_hash.to_string().as_str()) {
@@ -66,6 +88,44 @@ pub fn read(folder: &Path, config: &BackboneConfig, base_hash: ContentHash, devi
     }
     let strength = said("strength").and_then(|text| text.parse::<f64>().ok()).filter(|s| (0.0..=8.0).contains(s));
     let strength = strength.ok_or_else(|| ModelError::load(what(), "its strength is not within 0..=8"))?;
+    let tensor = |name: &str, shape: [usize; 2]| -> Result<Tensor> {
+        let values = file.to_f32_shaped(name, &shape)?;
+        let shape = shape.map(|extent| extent as i64);
+        Ok(Tensor::f_from_slice(&values)?.f_view(shape)?.f_to_device(device)?)
+    };
+    if level == AdapterLevel::ControlNet {
+        let width = file.info("control.0.mix")?.shape.first().copied().unwrap_or(0);
+        if width == 0 || width > WIDTH_MAX as usize {
+            return Err(ModelError::load(what(), format!("its width is {width}, allowed are 1 to {WIDTH_MAX}")));
+        }
+        let hidden = config.hidden as usize;
+        let block = |index: usize| -> Result<Control> {
+            let name = |part: &str| format!("control.{index}.{part}");
+            Ok(Control {
+                read: tensor(&name("read"), [width, hidden])?,
+                mix: tensor(&name("mix"), [width, width])?,
+                write: tensor(&name("write"), [hidden, width])?,
+            })
+        };
+        let blocks = (0..config.layers).map(block).collect::<Result<_>>()?;
+        return Ok(Adapter { control: Some(ControlNet { blocks }), strength, ..Adapter::default() });
+    }
+    if level == AdapterLevel::Layers {
+        let mut deltas = Vec::new();
+        for block in said("blocks").unwrap_or_default().split(',') {
+            let block =
+                block.parse::<usize>().ok().filter(|block| *block < config.layers && deltas.len() < config.layers);
+            let block = block.ok_or_else(|| ModelError::load(what(), "its blocks are not those of the base"))?;
+            let slot = |slot: Slot| -> Result<Tensor> {
+                let (input, outputs) = slot.widths(config);
+                let name = format!("layers.{block}.{}.delta", slot.name());
+                tensor(&name, [outputs.iter().sum::<i64>() as usize, input as usize])
+            };
+            let [qkv, output, gate_up, down] = Slot::ALL.map(slot);
+            deltas.push(Delta::new(block, [qkv?, output?, gate_up?, down?]));
+        }
+        return Ok(Adapter { deltas, strength, ..Adapter::default() });
+    }
     let mut layers = Vec::with_capacity(config.layers);
     for layer in 0..config.layers {
         let slot = |slot: Slot| -> Result<LowRank> {
@@ -75,11 +135,6 @@ pub fn read(folder: &Path, config: &BackboneConfig, base_hash: ContentHash, devi
             if rank == 0 || rank > RANK_MAX as usize {
                 return Err(ModelError::load(name("b0"), format!("its rank is {rank}, allowed are 1 to {RANK_MAX}")));
             }
-            let tensor = |name: &str, shape: [usize; 2]| -> Result<Tensor> {
-                let values = file.to_f32_shaped(name, &shape)?;
-                let shape = shape.map(|extent| extent as i64);
-                Ok(Tensor::f_from_slice(&values)?.f_view(shape)?.f_to_device(device)?)
-            };
             let a = tensor(&name("a"), [rank * outputs.len(), input as usize])?;
             let b = outputs.iter().enumerate().map(|(i, out)| tensor(&name(&format!("b{i}")), [*out as usize, rank]));
             LowRank::new(a, b.collect::<Result<_>>()?)
@@ -100,7 +155,7 @@ pub fn read(folder: &Path, config: &BackboneConfig, base_hash: ContentHash, devi
             Some(Tensor::f_from_slice(&file.to_f32_shaped("mask", &[config.hidden as usize])?)?.f_to_device(device)?)
         }
     };
-    Ok(Adapter { layers, strength, reach, mask })
+    Ok(Adapter { layers, strength, reach, mask, ..Adapter::default() })
 }
 
 /// The hash of an adapter's file; `None` when there is none.

@@ -343,7 +343,7 @@ impl Engine for ArrowEngine {
             model: generator::MODEL.into(),
             base_hash: self.hashes.base,
             canvas_tokens_max: CANVAS_TOKENS_MAX,
-            trains: vec![AdapterLevel::Lora],
+            trains: vec![AdapterLevel::ControlNet, AdapterLevel::Lora, AdapterLevel::Layers],
         }
     }
 

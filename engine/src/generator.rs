@@ -15,7 +15,7 @@ use crate::assets::Assets;
 use crate::embedder;
 use crate::error::{ModelError, Result};
 use crate::generate::constrain::byte_vocabulary;
-use crate::load;
+use crate::load::{self, Tiles};
 use crate::nn::adapter::Adapter;
 use crate::nn::backbone::Backbone;
 use crate::nn::conditioner::{self, Conditioner};
@@ -97,7 +97,11 @@ impl Generator {
             turn_end: special(&tokenizer, "<|im_end|>")?,
             mask: special(&tokenizer, "<empty_output>")?,
         };
-        let backbone = load::llama_from_gguf(&file, i64::from(special.mask), true, runtime)?;
+        let tiles = Tiles::open(&path, hashes.weights, runtime.precision);
+        let backbone = load::llama_with_tiles(&file, i64::from(special.mask), true, runtime, tiles.as_ref())?;
+        if let Some(tiles) = tiles {
+            tiles.keep();
+        }
         let zero = assets.adapter_zero();
         let read = |folder| adapter_file::read(folder, &backbone.config, hashes.weights, runtime.device);
         let adapter_zero = zero.map(read).transpose()?.map(|adapter| Arc::new(Mutex::new(adapter)));

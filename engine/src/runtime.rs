@@ -4,14 +4,7 @@ use std::num::NonZero;
 
 use tch::{Device, Kind};
 
-/// Environment that keeps libtorch's memory bounded under changing shapes. It must be set before the process starts:
-/// oneDNN's caches of compiled kernels grow with every new shape, and glibc keeps an arena for every thread.
-pub const ENVIRONMENT: [(&str, &str); 4] = [
-    ("LRU_CACHE_CAPACITY", "1"),
-    ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64"),
-    ("MALLOC_ARENA_MAX", "2"),
-    ("OMP_WAIT_POLICY", "passive"),
-];
+pub use mneme_engine_api::process::ENVIRONMENT;
 
 /// How the generator's weights are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

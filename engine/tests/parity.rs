@@ -138,5 +138,60 @@ fn memories_behind_zero_gates_change_no_bit_and_behind_open_gates_do() {
     let plain = bits(Additions::default());
     assert_eq!(plain, bits(Additions { adapters: &[], memories: Some((&conditioner, &memories)) }));
     conditioner.set_gates(0.5).unwrap();
+    // What was written is what is read, and only for its own base.
+    let (folder, base) = (tempfile::tempdir().unwrap(), mneme_base::ContentHash::of(b"base"));
+    conditioner.write(folder.path(), base).unwrap();
+    let read = Conditioner::read(folder.path(), &backbone.config, 384, base, Device::Cpu).unwrap();
+    assert_eq!(
+        bits(Additions { adapters: &[], memories: Some((&read, &memories)) }),
+        bits(Additions { adapters: &[], memories: Some((&conditioner, &memories)) }),
+    );
+    let other = mneme_base::ContentHash::of(b"other");
+    assert!(Conditioner::read(folder.path(), &backbone.config, 384, other, Device::Cpu).is_err());
     assert_ne!(plain, bits(Additions { adapters: &[], memories: Some((&conditioner, &memories)) }));
+}
+
+#[test]
+fn packed_weights_on_slices_give_the_logits_of_the_dense_network_but_for_rounded_activations() {
+    let Some(assets) = assets() else { return };
+    let file = load::open_gguf(&assets.generator()).unwrap();
+    let runtime = Runtime { device: Device::Cpu, compute: Kind::Float, precision: Precision::Dense, threads: 2 };
+    let dense = load::llama_from_gguf(&file, 16, true, runtime).unwrap();
+    let packed = load::llama_from_gguf(&file, 16, true, Runtime { precision: Precision::Int4, ..runtime }).unwrap();
+    let _guard = tch::no_grad_guard();
+    let mut golden = Bytes::golden("generator.bin");
+    let (windows, length) = (golden.u32(), golden.u32());
+    assert!(windows > 0);
+    let tokens: Vec<i64> = (0..length).map(|_| i64::from(golden.u32())).collect();
+    let positions: Vec<i64> = (0..i64::from(length)).collect();
+    for visibility in [Visibility::Causal, Visibility::All, Visibility::Draft { decided: 3 }] {
+        let window = Window { tokens: &tokens, positions: &positions, visibility };
+        let probabilities = |backbone: &mneme_engine::nn::backbone::Backbone| {
+            let hidden = backbone.hidden(&window, None, Additions::default()).unwrap();
+            Tensor::from_slice(&backbone.logit_rows(&hidden).unwrap())
+                .view([i64::from(length), -1])
+                .log_softmax(-1, Kind::Float)
+        };
+        let (right, made) = (probabilities(&dense), probabilities(&packed));
+        // Weights are the same numbers; 8-bit activations leave a divergence of some thousandths of a nat.
+        let divergence = (right.exp() * (&right - &made)).sum(Kind::Float).double_value(&[]) / f64::from(length);
+        println!("{visibility:?}: {divergence:.5} nats a position");
+        assert!((0.0..0.03).contains(&divergence), "{visibility:?}: {divergence}");
+    }
+    // A window behind a committed prefix is the end of the whole.
+    let split = 10;
+    let whole = Window { tokens: &tokens, positions: &positions, visibility: Visibility::Causal };
+    let whole = packed.hidden(&whole, None, Additions::default()).unwrap();
+    let mut cache = packed.cache(i64::from(length)).unwrap();
+    let part = |from: usize, to: usize| Window {
+        tokens: &tokens[from..to],
+        positions: &positions[from..to],
+        visibility: Visibility::Causal,
+    };
+    let _ = packed.hidden(&part(0, split), Some(&mut cache), Additions::default()).unwrap();
+    cache.commit(split as i64);
+    let tail = packed.hidden(&part(split, length as usize), Some(&mut cache), Additions::default()).unwrap();
+    let expected = whole.narrow(0, split as i64, i64::from(length) - split as i64);
+    // The same operations in the same order: rows do not depend on the window that they are computed in.
+    assert_eq!((tail - expected).abs().max().double_value(&[]).to_bits(), 0);
 }

@@ -14,15 +14,16 @@
 //!
 //! Every kernel has a scalar form that defines its result; the SIMD forms give the same bits. [`dispatch::Path`] says which
 //! forms this processor can run. Reading order: [`dispatch`], [`scan`], [`codec`],
-//! [`gemm`]; then what chooses codes well: [`calibrate`], [`gptq`], [`rotate`], [`search`].
+//! [`gemm`], [`floats`]; then what chooses codes well (and [`parallel`], how work is shared): [`calibrate`], [`gptq`], [`rotate`], [`search`].
 
 pub mod calibrate;
 pub mod codec;
 pub mod dispatch;
+pub mod floats;
 pub mod gemm;
 pub mod gptq;
 mod linalg;
-mod parallel;
+pub mod parallel;
 pub mod probe;
 pub mod rotate;
 pub mod scan;

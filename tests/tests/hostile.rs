@@ -259,7 +259,7 @@ fn a_deadline_that_passes_before_work_starts_is_told_and_the_work_is_not_begun()
 
 #[test]
 fn an_engine_that_hangs_or_dies_costs_one_call_and_is_replaced() {
-    for fault in ["hang", "abort", "garbage"] {
+    for fault in ["hang", "abort", "garbage", "kill", "memory"] {
         let folder = tempfile::tempdir().unwrap();
         let daemon =
             setup(folder.path()).set(format!("engine.program={FAKE}")).variable("FAKE_ENGINE_FAULT", fault).start();
@@ -269,7 +269,7 @@ fn an_engine_that_hangs_or_dies_costs_one_call_and_is_replaced() {
             client.call_with("generate", json!({"prompt": "tea", "tokens_max": 4}), json!({"deadline_ms": 1_000}));
         let kind = answer["error"]["data"]["kind"].as_str().unwrap_or("none").to_owned();
         assert!(kind == "deadline_exceeded" || kind == "engine_unavailable", "{fault}: {answer}");
-        eventually("recall is whole again", || {
+        eventually(&format!("{fault}: recall is whole again"), || {
             let recall = client.ok("memory.recall", json!({"query": "when is tea"}));
             recall["hits"][0]["memory"]["text"] == "tea is at four" && recall["degraded"].as_array().unwrap().is_empty()
         });

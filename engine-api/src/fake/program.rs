@@ -1,6 +1,7 @@
 //! The fake engine as a program, with the manners of `mneme-engine`: for tests, and for machines without libtorch.
 //!
-//! `FAKE_ENGINE_FAULT` makes it misbehave on purpose: `abort`, `hang` or `garbage` at the first generation.
+//! `FAKE_ENGINE_FAULT` makes it misbehave on purpose at the first generation: `abort`, `kill` (as the kernel does when memory is
+//! short), `memory` (an allocation fails), `hang`, `stopped` (SIGSTOP: not even its threads run) or `garbage`.
 //! `FAKE_ENGINE_STEP_MS` makes each step of a training take so long: a training that ends at once cannot be interrupted.
 
 use std::io::Write as _;
@@ -10,6 +11,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use mneme_base::Embedding;
+use rustix::process::{Resource, Rlimit, Signal};
 
 use super::FakeEngine;
 use crate::engine::{CancelToken, Engine, EngineError};
@@ -68,6 +70,30 @@ fn train(path: &Path) -> Result<(), String> {
     fs_err::rename(&temporary, folder.join(OUTCOME_FILE)).map_err(|error| error.to_string())
 }
 
+/// Sends itself a signal that cannot be caught; when it goes on after all, it has an answer.
+fn fatal(signal: Signal) -> Result<Generation, EngineError> {
+    let _ = rustix::process::kill_process(rustix::process::getpid(), signal);
+    Err(EngineError::Internal { reason: "this process was to end".into() })
+}
+
+/// Bytes that may still be allocated before an allocation fails.
+const MEMORY_LEFT: u64 = 64 << 20;
+
+/// Allocates until there is no more: the allocator aborts the process, as libtorch's does.
+fn exhaust_memory() -> ! {
+    let pages = fs_err::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = pages.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or(0);
+    let limit = Some(pages * rustix::param::page_size() as u64 + MEMORY_LEFT);
+    let _ = rustix::process::setrlimit(Resource::As, Rlimit { current: limit, maximum: limit });
+    let mut kept: Vec<Vec<u8>> = Vec::new();
+    // Twice what is left, so that a system without such limits does not suffer.
+    for _ in 0..2 * (MEMORY_LEFT >> 20) {
+        kept.push(vec![1; 1 << 20]);
+    }
+    std::hint::black_box(&kept);
+    std::process::abort()
+}
+
 /// The fake engine with a fault on demand.
 #[derive(Debug)]
 struct Faulty {
@@ -98,6 +124,9 @@ impl Engine for Faulty {
     ) -> Result<Generation, EngineError> {
         match self.fault.as_deref() {
             Some("abort") => std::process::abort(),
+            Some("kill") => fatal(Signal::KILL),
+            Some("memory") => exhaust_memory(),
+            Some("stopped") => fatal(Signal::STOP),
             Some("hang") => loop {
                 std::thread::park();
             },

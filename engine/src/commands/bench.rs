@@ -1,13 +1,18 @@
 //! `mneme-engine bench`: speed and memory on this machine, medians of repeated runs.
 
+mod serve;
+
 use std::time::Instant;
 
+use mneme_diffusion::random::seeded;
+use mneme_diffusion::sampler::{Blocks, Canvas, DiscreteSampler, LogitRows, Pacing, Piece, SamplerConfig};
 use mneme_engine::ArrowEngine;
 use mneme_engine::assets::Assets;
 use mneme_engine::generate::stream::Stream;
+use mneme_engine::nn::backbone::{Additions, BackboneConfig, Window};
 use mneme_engine::nn::visibility::Visibility;
 use mneme_engine::runtime::Runtime;
-use mneme_engine_api::{CancelToken, EmbedPurpose, Engine as _, GenerateRequest, GenerationMode};
+use mneme_engine_api::{CancelToken, EmbedPurpose, Engine as _, GenerateRequest, GenerationMode, Segment};
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
@@ -15,6 +20,12 @@ pub(crate) struct Arguments {
     /// Runs of each measurement; the median is printed.
     #[arg(long, default_value_t = 9)]
     runs: usize,
+    /// Takes calls as JSON lines on standard input and answers with their times.
+    #[arg(long)]
+    serve: bool,
+    /// Also measures a network of random weights in the shape of a model of 350 million parameters.
+    #[arg(long)]
+    random: bool,
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -22,6 +33,9 @@ type Failure = Box<dyn std::error::Error>;
 pub(crate) fn run(arguments: &Arguments, assets: Assets, runtime: Runtime) -> Result<(), Failure> {
     let opened = Instant::now();
     let engine = ArrowEngine::open(assets, runtime)?;
+    if arguments.serve {
+        return serve::serve(&engine);
+    }
     println!(
         "threads {}, compute {:?}, weights {:?}, device {:?}",
         runtime.threads, runtime.compute, runtime.precision, runtime.device
@@ -38,8 +52,7 @@ pub(crate) fn run(arguments: &Arguments, assets: Assets, runtime: Runtime) -> Re
         let window: Vec<u32> = (0..tokens as u32).map(|i| 100 + i * 7).collect();
         median(arguments.runs, || {
             let hidden = stream.peek(&window, Visibility::All)?;
-            let wanted = hidden.f_narrow(0, 0, rows as i64)?;
-            std::hint::black_box(stream.logits(&wanted)?.f_double_value(&[0, 0])?);
+            std::hint::black_box(stream.logit_rows(&hidden.f_narrow(0, 0, rows as i64)?)?);
             Ok(())
         })
     };
@@ -60,10 +73,12 @@ pub(crate) fn run(arguments: &Arguments, assets: Assets, runtime: Runtime) -> Re
         })?;
         println!("{:<44} {:>10.1} tokens/s", format!("generate {tokens} tokens, {name}"), tokens as f64 / ms * 1e3);
     }
+    // A hole of exactly this length: the text may not end early.
     let request = GenerateRequest {
         mode: GenerationMode::Diffusion,
         steps: 4,
         block: 128,
+        canvas: vec![Segment::Text(text.into()), Segment::Hole { tokens_min: 128, tokens_max: 128 }],
         ..GenerateRequest::continuation(text, 128)
     };
     let ms = median(5, || {
@@ -72,6 +87,53 @@ pub(crate) fn run(arguments: &Arguments, assets: Assets, runtime: Runtime) -> Re
     })?;
     println!("{:<44} {:>10.1} ms", "4 steps on a canvas of 128 tokens", ms);
     println!("{:<44} {:>10.1} MiB", "resident with both", resident_mib());
+    if arguments.random {
+        drop(generator);
+        drop(engine);
+        random(runtime, arguments.runs)?;
+    }
+    Ok(())
+}
+
+/// Four steps on a canvas of 64 tokens with random weights: 32 layers of 960, 15 heads with 5 for keys, 2,560 wide.
+fn random(runtime: Runtime, runs: usize) -> Result<(), Failure> {
+    const MASK: u32 = 16;
+    let config = BackboneConfig {
+        vocabulary: 49_152,
+        hidden: 960,
+        layers: 32,
+        heads: 15,
+        kv_heads: 5,
+        head: 64,
+        feed_forward: 2_560,
+        gated: true,
+        rope_theta: 1e5,
+        norm_epsilon: 1e-5,
+        positions: 2_048,
+        shift: true,
+        mask_token: i64::from(MASK),
+    };
+    let vocabulary = config.vocabulary as usize;
+    let backbone = mneme_engine::load::random(config, runtime, 1)?;
+    let ms = median(runs, || {
+        let canvas = Canvas::new(&[Piece::Text(vec![0]), Piece::Hole(64)], MASK)?;
+        let config =
+            SamplerConfig { pacing: Pacing::Even, steps: 4, blocks: Blocks::Holes(64), ..SamplerConfig::default() };
+        let mut sampler = DiscreteSampler::new(canvas, config)?;
+        let mut rng = seeded(1);
+        while !sampler.is_done() {
+            let tokens: Vec<i64> = sampler.canvas().tokens().iter().map(|token| i64::from(*token)).collect();
+            let positions: Vec<i64> = (0..tokens.len() as i64).collect();
+            let window = Window { tokens: &tokens, positions: &positions, visibility: Visibility::All };
+            let hidden = backbone.hidden(&window, None, Additions::default())?;
+            let wanted = sampler.wanted();
+            let index: Vec<i64> = wanted.iter().map(|position| *position as i64 - 1).collect();
+            let rows = backbone.logit_rows(&hidden.f_index_select(0, &tch::Tensor::f_from_slice(&index)?)?)?;
+            sampler.step(&LogitRows::new(&wanted, vocabulary, &rows)?, &mut rng)?;
+        }
+        Ok(())
+    })?;
+    println!("{:<44} {:>10.1} ms", "64 tokens in 4 steps, random 350M shape", ms);
     Ok(())
 }
 

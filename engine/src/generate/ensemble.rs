@@ -9,7 +9,6 @@ use tch::Tensor;
 
 use crate::error::Result;
 use crate::generate::stream::{Mark, Stream};
-use crate::generator::rows_of;
 use crate::nn::visibility::Visibility;
 
 /// Share of the weight that is spread anew over all members at each token: lets the weights follow a change of topic
@@ -134,7 +133,7 @@ impl<'a> Ensemble<'a> {
                 Ok(tail) => Tensor::f_cat(&[tail, &hidden.f_narrow(0, 0, evidence.len() as i64 - 1)?], 0)?,
                 Err(_) => hidden.f_narrow(0, 0, evidence.len() as i64)?,
             };
-            let rows = rows_of(&member.logits(&rows)?)?;
+            let rows = member.logit_rows(&rows)?;
             let loss = |(row, token): (&[f32], &u32)| {
                 log_sum_exp(row) - row.get(*token as usize).map_or(f64::NEG_INFINITY, |logit| f64::from(*logit))
             };
@@ -213,7 +212,7 @@ impl<'a> Ensemble<'a> {
                 None => stream.tail()?.shallow_clone(),
             };
             let index = Tensor::f_from_slice(&index)?.f_to_device(rows.device())?;
-            rows_of(&stream.logits(&rows.f_index_select(0, &index)?)?)
+            stream.logit_rows(&rows.f_index_select(0, &index)?)
         };
         let mut all = Vec::with_capacity(self.members.len());
         for (number, member) in self.members.iter().enumerate() {

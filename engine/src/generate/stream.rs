@@ -147,6 +147,12 @@ impl<'a> Stream<'a> {
         self.generator.backbone().logits(hidden)
     }
 
+    /// As [`Stream::logits`], as numbers.
+    pub fn logit_rows(&self, hidden: &Tensor) -> Result<Vec<f32>> {
+        let _guard = tch::no_grad_guard();
+        self.generator.backbone().logit_rows(hidden)
+    }
+
     /// Log-probabilities that the causal mode gives to texts after the prefix; nothing is committed. The texts share one
     /// window, so that few evaluations read many.
     ///

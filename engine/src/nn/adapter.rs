@@ -1,11 +1,18 @@
-//! Low-rank adapters (LoRA, Hu et al. 2021) beside the frozen weights of every linear layer.
+//! What adapts the frozen base: low-rank updates of every linear layer (LoRA, Hu et al. 2021), full updates of selected
+//! layers, or a control network beside it.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
+use mneme_engine_api::AdapterLevel;
+use mneme_quant::floats::LowRankFactors;
+use mneme_quant::{PackedWeights, Spec};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{ModelError, Result};
+use crate::generator::rows_of;
 use crate::nn::backbone::BackboneConfig;
+use crate::nn::control::ControlNet;
 
 /// Rank of new adapters: about 1% of the parameters of the base model.
 pub const RANK: i64 = 4;
@@ -56,6 +63,64 @@ impl Slot {
     }
 }
 
+/// Blocks that [`AdapterLevel::Layers`] trains: the last ones, which hold what is written rather than how.
+pub const LAYERS_TRAINED: usize = 2;
+
+/// Full updates of one block.
+#[derive(Debug)]
+pub struct Delta {
+    /// Which block.
+    pub block: usize,
+    /// For each slot `[output, input] f32`, added to the frozen weights.
+    pub slots: [Tensor; 4],
+    /// The same in 8 bits, for networks on slices; made when they are first needed.
+    packed: OnceLock<[PackedWeights; 4]>,
+}
+
+impl Delta {
+    /// Wraps updates that were read or made elsewhere.
+    pub fn new(block: usize, slots: [Tensor; 4]) -> Self {
+        Self { block, slots, packed: OnceLock::new() }
+    }
+
+    /// The updates in 8 bits. An adapter that is trained must not be used through these.
+    pub(crate) fn packed(&self, threads: usize) -> Result<&[PackedWeights; 4]> {
+        if let Some(packed) = self.packed.get() {
+            return Ok(packed);
+        }
+        let pack = |tensor: &Tensor| -> Result<PackedWeights> {
+            let size = tensor.size();
+            PackedWeights::from_f32(&rows_of(tensor)?, size[0] as usize, size[1] as usize, Spec::int8(), threads)
+                .map_err(|error| ModelError::load("adapter", error.to_string()))
+        };
+        let [qkv, output, gate_up, down] = &self.slots;
+        let made = [pack(qkv)?, pack(output)?, pack(gate_up)?, pack(down)?];
+        Ok(self.packed.get_or_init(|| made))
+    }
+}
+
+/// What is added to a linear layer, without its factor.
+#[derive(Debug, Clone, Copy)]
+pub enum Change<'a> {
+    /// `x A^T B^T`.
+    LowRank(&'a LowRank),
+    /// `x D^T`.
+    Full(&'a Tensor),
+}
+
+impl Change<'_> {
+    /// What is added to the layer's output, without the scale.
+    ///
+    /// # Shapes
+    /// `x: [length, input] kind` -> `[length, outputs] kind`.
+    pub(crate) fn forward(&self, x: &Tensor, kind: Kind) -> Result<Tensor> {
+        match self {
+            Self::LowRank(low_rank) => low_rank.forward(x, kind),
+            Self::Full(delta) => Ok(x.f_linear(&delta.f_to_kind(kind)?, None::<&Tensor>)?),
+        }
+    }
+}
+
 /// The update of one linear layer: for each projection `scale * B A`, with `A` stacked.
 #[derive(Debug)]
 pub struct LowRank {
@@ -64,6 +129,8 @@ pub struct LowRank {
     /// For each projection `[output, rank] f32`.
     pub b: Vec<Tensor>,
     rank: i64,
+    /// The factors as numbers, made when they are first needed.
+    plain: OnceLock<LowRankFactors>,
 }
 
 impl LowRank {
@@ -74,7 +141,19 @@ impl LowRank {
         if !(1..=RANK_MAX).contains(&rank) || stacked != rank * b.len() as i64 {
             return Err(ModelError::load("adapter", format!("rank {rank} does not fit {stacked} stacked rows")));
         }
-        Ok(Self { a, b, rank })
+        Ok(Self { a, b, rank, plain: OnceLock::new() })
+    }
+
+    /// The factors as numbers. An adapter that is trained changes its tensors: it must not be used through these.
+    pub(crate) fn plain(&self) -> Result<&LowRankFactors> {
+        if let Some(plain) = self.plain.get() {
+            return Ok(plain);
+        }
+        let input = self.a.size().get(1).copied().unwrap_or(0) as usize;
+        let b = self.b.iter().map(rows_of).collect::<Result<Vec<_>>>()?;
+        let made = LowRankFactors::new(&rows_of(&self.a)?, input, self.rank as usize, &b)
+            .ok_or_else(|| ModelError::load("adapter", "its factors do not fit each other"))?;
+        Ok(self.plain.get_or_init(|| made))
     }
 
     /// The update of the layer's output, without the scale.
@@ -114,11 +193,15 @@ impl Reach {
     }
 }
 
-/// Low-rank updates of all layers, bound to one base model.
-#[derive(Debug)]
+/// Updates bound to one base model; its level says which of the parts are there.
+#[derive(Debug, Default)]
 pub struct Adapter {
-    /// For each layer the four slots.
+    /// L2: for each layer the four slots; empty in others.
     pub layers: Vec<[LowRank; 4]>,
+    /// L3: full updates of selected blocks.
+    pub deltas: Vec<Delta>,
+    /// L1: a control network.
+    pub control: Option<ControlNet>,
     /// Factor on all updates; the forgetting gate bisects it. 1 is as trained.
     pub strength: f64,
     /// Which rows it changes.
@@ -130,8 +213,8 @@ pub struct Adapter {
 /// The update of one layer in one evaluation.
 #[derive(Debug, Clone)]
 pub struct Update<'a> {
-    /// The factors.
-    pub factors: &'a LowRank,
+    /// What is added.
+    pub change: Change<'a>,
     /// What multiplies them.
     pub scale: f64,
     /// The rows that are changed.
@@ -162,7 +245,49 @@ impl Adapter {
             };
             layers.push([slot(Slot::Qkv)?, slot(Slot::Output)?, slot(Slot::GateUp)?, slot(Slot::Down)?]);
         }
-        Ok(Self { layers, strength: 1.0, reach: Reach::Everywhere, mask: None })
+        Ok(Self { layers, strength: 1.0, ..Self::default() })
+    }
+
+    /// A new adapter of a level that changes nothing.
+    pub fn of_level(
+        level: AdapterLevel,
+        config: &BackboneConfig,
+        device: Device,
+        uniform: impl FnMut() -> f64,
+    ) -> Result<Self> {
+        match level {
+            AdapterLevel::ControlNet => {
+                let control = Some(ControlNet::zeroed(config, device, uniform)?);
+                Ok(Self { control, strength: 1.0, ..Self::default() })
+            }
+            AdapterLevel::Layers => {
+                let mut deltas = Vec::new();
+                for block in config.layers.saturating_sub(LAYERS_TRAINED)..config.layers {
+                    let zeros = |slot: Slot| -> Result<Tensor> {
+                        let (input, outputs) = slot.widths(config);
+                        Ok(Tensor::f_zeros([outputs.iter().sum::<i64>(), input], (Kind::Float, device))?)
+                    };
+                    let [qkv, output, gate_up, down] = Slot::ALL.map(zeros);
+                    deltas.push(Delta::new(block, [qkv?, output?, gate_up?, down?]));
+                }
+                Ok(Self { deltas, strength: 1.0, ..Self::default() })
+            }
+            AdapterLevel::Lora => Self::zeroed(config, RANK, device, uniform),
+            AdapterLevel::Composition => {
+                Err(ModelError::load("adapter", "a composition of adapters has no weights of its own"))
+            }
+        }
+    }
+
+    /// What it is, by its parts.
+    pub fn level(&self) -> AdapterLevel {
+        if self.control.is_some() {
+            AdapterLevel::ControlNet
+        } else if self.deltas.is_empty() {
+            AdapterLevel::Lora
+        } else {
+            AdapterLevel::Layers
+        }
     }
 
     /// A new adapter for masked diffusion: it changes only what is being unmasked, and learns an embedding of the mask.
@@ -186,7 +311,32 @@ impl Adapter {
                 let _ = b.shallow_clone().f_mul_scalar_(factor)?;
             }
         }
+        let full = self.deltas.iter().flat_map(|delta| &delta.slots);
+        let control = self.control.iter().flat_map(|control| control.blocks.iter().map(|block| &block.write));
+        for tensor in full.chain(control) {
+            let _ = tensor.shallow_clone().f_mul_scalar_(factor)?;
+        }
         Ok(Self { strength: 1.0, ..self })
+    }
+
+    /// Its updates of one layer in a window of `length` rows, of which `open` are being unmasked.
+    pub(crate) fn updates(
+        &self,
+        block: usize,
+        slot: Slot,
+        length: i64,
+        open: &Range<i64>,
+    ) -> impl Iterator<Item = Update<'_>> {
+        let rows = self.reached(length, open);
+        let low_rank = self.layers.get(block).map(|slots| (Change::LowRank(&slots[slot as usize]), self.scale()));
+        let full = self.deltas.iter().filter(move |delta| delta.block == block);
+        let full = full.map(move |delta| (Change::Full(&delta.slots[slot as usize]), self.strength));
+        low_rank.into_iter().chain(full).map(move |(change, scale)| Update { change, scale, rows: rows.clone() })
+    }
+
+    /// The rows that it changes.
+    pub(crate) fn reached(&self, length: i64, open: &Range<i64>) -> Range<i64> {
+        if self.reach == Reach::Everywhere { 0..length } else { open.clone() }
     }
 
     /// The factor that multiplies every update.
@@ -198,6 +348,14 @@ impl Adapter {
     /// All factors with their names, in the order of an adapter file.
     pub fn named(&self) -> Vec<(String, &Tensor)> {
         let mut all = Vec::new();
+        for (index, control) in self.control.iter().flat_map(|control| control.blocks.iter().enumerate()) {
+            let parts = [("read", &control.read), ("mix", &control.mix), ("write", &control.write)];
+            all.extend(parts.map(|(part, tensor)| (format!("control.{index}.{part}"), tensor)));
+        }
+        for delta in &self.deltas {
+            let slots = Slot::ALL.iter().zip(&delta.slots);
+            all.extend(slots.map(|(slot, tensor)| (format!("layers.{}.{}.delta", delta.block, slot.name()), tensor)));
+        }
         for (layer, slots) in self.layers.iter().enumerate() {
             for (slot, low_rank) in Slot::ALL.iter().zip(slots) {
                 all.push((format!("layers.{layer}.{}.a", slot.name()), &low_rank.a));

@@ -3,16 +3,23 @@
 //! One definition expresses SmolLM2 and Llama (RMS norm, gated feed-forward), Qwen2 and Dream (biases on queries, keys and
 //! values), LLaDA (full attention) and MDLM (layer norm, plain GELU feed-forward, adaLN folded into weights).
 
+use std::ops::Range;
+use std::sync::Arc;
+
+use mneme_weights::TensorSource;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{ModelError, Result};
-use crate::nn::adapter::{Adapter, Reach, Slot, Update};
+use crate::generator::rows_of;
+use crate::nn::adapter::{Adapter, Slot, Update};
 use crate::nn::cache::KvCache;
 use crate::nn::conditioner::Conditioner;
 use crate::nn::linear::Linear;
 use crate::nn::norm::Norm;
+use crate::nn::plain::Plain;
 use crate::nn::rope::{Rope, Rotation};
 use crate::nn::visibility::Visibility;
+use crate::runtime::Runtime;
 
 /// The shape of a transformer.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,6 +69,50 @@ pub struct Block {
     pub down: Linear,
 }
 
+/// Where the vectors of tokens come from.
+#[derive(Debug)]
+pub(crate) enum Words {
+    /// `[vocabulary, hidden]` in the compute kind.
+    Table(Tensor),
+    /// Rows of a tensor `[vocabulary, hidden]` in a file, decoded as they are needed.
+    File {
+        /// The file.
+        source: Arc<dyn TensorSource>,
+        /// The tensor.
+        name: String,
+    },
+}
+
+impl Words {
+    /// Vectors of tokens, which were checked. `[tokens, hidden] f32`.
+    fn look_up(&self, tokens: &[i64], hidden: i64, device: Device) -> Result<Tensor> {
+        match self {
+            Self::Table(table) => {
+                let tokens = Tensor::f_from_slice(tokens)?.f_to_device(device)?;
+                Ok(table.f_index_select(0, &tokens)?.f_to_kind(Kind::Float)?)
+            }
+            Self::File { .. } => {
+                let rows = self.rows(tokens, hidden as usize)?;
+                Ok(Tensor::f_from_slice(&rows)?.f_view([-1, hidden])?.f_to_device(device)?)
+            }
+        }
+    }
+
+    /// The same as numbers.
+    fn rows(&self, tokens: &[i64], hidden: usize) -> Result<Vec<f32>> {
+        match self {
+            Self::Table(_) => rows_of(&self.look_up(tokens, hidden as i64, Device::Cpu)?),
+            Self::File { source, name } => {
+                let mut rows = vec![0.0; tokens.len() * hidden];
+                for (row, token) in rows.chunks_exact_mut(hidden.max(1)).zip(tokens) {
+                    source.decode_range(name, *token as usize * hidden, row)?;
+                }
+                Ok(rows)
+            }
+        }
+    }
+}
+
 /// Who sees whom, as attention is computed.
 #[derive(Debug)]
 enum Scope {
@@ -85,12 +136,13 @@ struct Chunk {
 pub struct Backbone {
     /// Its shape.
     pub config: BackboneConfig,
-    /// `[vocabulary, hidden]` in the compute kind.
-    pub(crate) embedding: Tensor,
+    pub(crate) embedding: Words,
     pub(crate) blocks: Vec<Block>,
     pub(crate) final_norm: Norm,
     pub(crate) head: Linear,
     pub(crate) rope: Rope,
+    /// The same layers without libtorch, when all are packed.
+    pub(crate) plain: Option<Plain>,
     pub(crate) kind: Kind,
     pub(crate) device: Device,
 }
@@ -109,6 +161,37 @@ impl<'a> Additions<'a> {
     pub fn adapters(adapters: &'a [&'a Adapter]) -> Self {
         Self { adapters, memories: None }
     }
+
+    /// Room for the side stream of each control network.
+    pub(crate) fn sides(&self) -> Vec<Option<Tensor>> {
+        self.adapters.iter().map(|_| None).collect()
+    }
+
+    /// Whether any adapter is a control network.
+    pub(crate) fn has_control(&self) -> bool {
+        self.adapters.iter().any(|adapter| adapter.control.is_some())
+    }
+
+    /// The residual stream behind a block with the share of every control network.
+    pub(crate) fn control(&self, block: usize, mut x: Tensor, sides: &mut [Option<Tensor>]) -> Result<Tensor> {
+        for (adapter, side) in self.adapters.iter().zip(sides) {
+            if let Some(control) = &adapter.control {
+                (x, *side) = control.step(block, &x, side.as_ref(), adapter.strength)?;
+            }
+        }
+        Ok(x)
+    }
+}
+
+/// What all blocks of one evaluation share: who sees whom, and where each position is.
+#[derive(Debug)]
+pub(crate) struct Context {
+    scope: Scope,
+    rotation: Rotation,
+    /// Rows of the window.
+    length: i64,
+    /// Those that are being unmasked.
+    open: Range<i64>,
 }
 
 /// The tokens of one evaluation.
@@ -126,7 +209,17 @@ impl Backbone {
     /// An empty cache for windows up to `capacity` positions.
     pub fn cache(&self, capacity: i64) -> Result<KvCache> {
         let config = &self.config;
+        if self.plain.is_some() {
+            let (kv_heads, head) = (config.kv_heads as usize, config.head as usize);
+            return Ok(KvCache::on_slices(config.layers, kv_heads, head, capacity.max(0) as usize));
+        }
         KvCache::new(config.layers, config.kv_heads, config.head, capacity, self.kind, self.device)
+    }
+
+    /// Prepares the layers for slices when all are packed.
+    pub(crate) fn finished(mut self, runtime: Runtime) -> Result<Self> {
+        self.plain = Plain::of(&self, runtime.threads)?;
+        Ok(self)
     }
 
     /// Whether gradients pass through all layers.
@@ -163,40 +256,125 @@ impl Backbone {
             return Err(ModelError::load("window", problem));
         }
         let prefix = cache.as_ref().map_or(0, |cache| cache.len());
+        if let Some(plain) = &self.plain {
+            return self.hidden_on_slices(plain, window, cache, additions);
+        }
+        let context = self.context_after(window, prefix)?;
+        let mut x = self.embed(window, additions)?;
+        let mut sides = additions.sides();
+        for index in 0..self.blocks.len() {
+            x = self.block(index, x, &mut sides, &context, cache.as_deref_mut(), additions)?;
+        }
+        self.finish(&x)
+    }
+
+    /// What all blocks of an evaluation share.
+    pub(crate) fn context(&self, window: &Window<'_>) -> Result<Context> {
+        self.context_after(window, 0)
+    }
+
+    fn context_after(&self, window: &Window<'_>, prefix: i64) -> Result<Context> {
+        let length = window.tokens.len() as i64;
         let scope = self.scope(&window.visibility, prefix, length)?;
-        let rotation = self.rope.at(window.positions)?;
-        let tokens = Tensor::f_from_slice(window.tokens)?.f_to_device(self.device)?;
-        // The residual stream is f32: bf16 would lose the small updates of late layers.
-        let mut x = self.embedding.f_index_select(0, &tokens)?.f_to_kind(Kind::Float)?;
-        let open = window.visibility.undecided(length);
-        for adapter in additions.adapters {
-            if let Some(mask) = adapter.mask.as_ref().filter(|_| !open.is_empty()) {
-                let is_mask = tokens.f_eq(self.config.mask_token)?.f_to_kind(Kind::Float)?.f_unsqueeze(1)?;
-                x = x.f_add(&is_mask.f_mul(mask)?)?;
+        Ok(Context {
+            scope,
+            rotation: self.rope.at(window.positions)?,
+            length,
+            open: window.visibility.undecided(length),
+        })
+    }
+
+    /// The residual stream before the first block. It is f32: bf16 would lose the small updates of late layers.
+    pub(crate) fn embed(&self, window: &Window<'_>, additions: Additions<'_>) -> Result<Tensor> {
+        let mut x = self.embedding.look_up(window.tokens, self.config.hidden, self.device)?;
+        if window.visibility.undecided(window.tokens.len() as i64).is_empty() {
+            return Ok(x);
+        }
+        for mask in additions.adapters.iter().filter_map(|adapter| adapter.mask.as_ref()) {
+            let tokens = Tensor::f_from_slice(window.tokens)?.f_to_device(self.device)?;
+            let is_mask = tokens.f_eq(self.config.mask_token)?.f_to_kind(Kind::Float)?.f_unsqueeze(1)?;
+            x = x.f_add(&is_mask.f_mul(mask)?)?;
+        }
+        Ok(x)
+    }
+
+    /// The normed hidden states behind the last block.
+    pub(crate) fn finish(&self, x: &Tensor) -> Result<Tensor> {
+        self.final_norm.forward(x, self.kind)
+    }
+
+    /// One block. `sides`: the side streams of control networks.
+    pub(crate) fn block(
+        &self,
+        index: usize,
+        x: Tensor,
+        sides: &mut [Option<Tensor>],
+        context: &Context,
+        cache: Option<&mut KvCache>,
+        additions: Additions<'_>,
+    ) -> Result<Tensor> {
+        let block =
+            self.blocks.get(index).ok_or_else(|| ModelError::load("network", format!("it has no block {index}")))?;
+        let updates = |slot: Slot| -> Vec<Update<'_>> {
+            let adapters = additions.adapters.iter();
+            adapters.flat_map(|adapter| adapter.updates(index, slot, context.length, &context.open)).collect()
+        };
+        let normed = block.attention_norm.forward(&x, self.kind)?;
+        let qkv = block.qkv.forward(&normed, &updates(Slot::Qkv), self.kind)?;
+        let attended = self.attend(&qkv, index, &context.rotation, &context.scope, cache)?;
+        let mut x = x.f_add(&block.output.forward(&attended, &updates(Slot::Output), self.kind)?)?;
+        if let Some((conditioner, memories)) = additions.memories {
+            x = conditioner.mix(index, &x, memories)?;
+        }
+        let normed = block.feed_norm.forward(&x, self.kind)?;
+        let wide = block.gate_up.forward(&normed, &updates(Slot::GateUp), self.kind)?;
+        let x = x.f_add(&block.down.forward(&self.activate(&wide)?, &updates(Slot::Down), self.kind)?)?;
+        additions.control(index, x, sides)
+    }
+
+    /// As [`Backbone::hidden`], on slices. Tokens were checked.
+    fn hidden_on_slices(
+        &self,
+        plain: &Plain,
+        window: &Window<'_>,
+        cache: Option<&mut KvCache>,
+        additions: Additions<'_>,
+    ) -> Result<Tensor> {
+        let length = window.tokens.len();
+        let positions: Vec<usize> =
+            window.positions.iter().map(|p| usize::try_from(*p).unwrap_or(usize::MAX)).collect();
+        if let Some(bad) = window.positions.iter().find(|p| !(0..self.config.positions).contains(*p)) {
+            return Err(ModelError::load("window", format!("position {bad} is outside 0..{}", self.config.positions)));
+        }
+        let prefix = match &cache {
+            Some(cache) => {
+                cache.check_room(length as i64)?;
+                cache.len() as usize
+            }
+            None => 0,
+        };
+        let hidden = self.config.hidden as usize;
+        let mut x = self.embedding.rows(window.tokens, hidden)?;
+        let open = window.visibility.undecided(length as i64);
+        for mask in additions.adapters.iter().filter_map(|adapter| adapter.mask.as_ref()).filter(|_| !open.is_empty()) {
+            let mask = rows_of(mask)?;
+            for (row, token) in x.chunks_exact_mut(hidden.max(1)).zip(window.tokens) {
+                if *token == self.config.mask_token {
+                    row.iter_mut().zip(&mask).for_each(|(x, mask)| *x += mask);
+                }
             }
         }
-        let reached = |reach: Reach| if reach == Reach::Everywhere { 0..length } else { open.clone() };
-        for (index, block) in self.blocks.iter().enumerate() {
-            let updates = |slot: Slot| -> Vec<Update<'_>> {
-                let adapters = additions.adapters.iter();
-                let updates = adapters.filter_map(|adapter| {
-                    let factors = adapter.layers.get(index)?.get(slot as usize)?;
-                    Some(Update { factors, scale: adapter.scale(), rows: reached(adapter.reach) })
-                });
-                updates.collect()
-            };
-            let normed = block.attention_norm.forward(&x, self.kind)?;
-            let qkv = block.qkv.forward(&normed, &updates(Slot::Qkv), self.kind)?;
-            let attended = self.attend(&qkv, index, &rotation, &scope, cache.as_deref_mut())?;
-            x = x.f_add(&block.output.forward(&attended, &updates(Slot::Output), self.kind)?)?;
-            if let Some((conditioner, memories)) = additions.memories {
-                x = conditioner.mix(index, &x, memories)?;
-            }
-            let normed = block.feed_norm.forward(&x, self.kind)?;
-            let wide = block.gate_up.forward(&normed, &updates(Slot::GateUp), self.kind)?;
-            x = x.f_add(&block.down.forward(&self.activate(&wide)?, &updates(Slot::Down), self.kind)?)?;
-        }
-        self.final_norm.forward(&x, self.kind)
+        let seen = window.visibility.seen(prefix, length);
+        let hidden = plain.hidden(&self.config, x, &positions, (&seen, &open), cache, additions)?;
+        Ok(Tensor::f_from_slice(&hidden)?.f_view([length as i64, self.config.hidden])?)
+    }
+
+    /// Logits of every row of hidden states, as numbers.
+    ///
+    /// # Shapes
+    /// `hidden: [rows, hidden] kind` -> `[rows * vocabulary]`.
+    pub fn logit_rows(&self, hidden: &Tensor) -> Result<Vec<f32>> {
+        self.head.rows(hidden, self.kind)
     }
 
     /// Logits of every row of hidden states.

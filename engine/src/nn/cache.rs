@@ -1,5 +1,6 @@
 //! Keys and values of a prefix that does not change any more.
 
+use mneme_quant::floats::KeyValues;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{ModelError, Result};
@@ -10,10 +11,17 @@ use crate::error::{ModelError, Result};
 /// committed. Memory: `2 * layers * kv_heads * capacity * head` elements.
 #[derive(Debug)]
 pub struct KvCache {
-    /// For each layer `[kv_heads, capacity, head]`.
-    layers: Vec<(Tensor, Tensor)>,
+    store: Store,
     len: i64,
     capacity: i64,
+}
+
+#[derive(Debug)]
+enum Store {
+    /// For each layer `[kv_heads, capacity, head]`.
+    Tensors(Vec<(Tensor, Tensor)>),
+    /// For each layer, as the network on slices reads them.
+    Plain(Vec<KeyValues>),
 }
 
 impl KvCache {
@@ -21,7 +29,31 @@ impl KvCache {
     pub fn new(layers: usize, kv_heads: i64, head: i64, capacity: i64, kind: Kind, device: Device) -> Result<Self> {
         let make = || Tensor::f_zeros([kv_heads, capacity, head], (kind, device));
         let layers = (0..layers).map(|_| Ok((make()?, make()?))).collect::<Result<_>>()?;
-        Ok(Self { layers, len: 0, capacity })
+        Ok(Self { store: Store::Tensors(layers), len: 0, capacity })
+    }
+
+    /// Makes an empty cache for a network on slices.
+    pub(crate) fn on_slices(layers: usize, kv_heads: usize, head: usize, capacity: usize) -> Self {
+        let layers = (0..layers).map(|_| KeyValues::new(kv_heads, head, capacity)).collect();
+        Self { store: Store::Plain(layers), len: 0, capacity: capacity as i64 }
+    }
+
+    /// A layer of a cache for slices; `None` of another.
+    pub(crate) fn plain(&mut self, layer: usize) -> Option<&mut KeyValues> {
+        match &mut self.store {
+            Store::Plain(layers) => layers.get_mut(layer),
+            Store::Tensors(_) => None,
+        }
+    }
+
+    /// Refuses a window that does not fit behind the committed positions.
+    pub(crate) fn check_room(&self, window: i64) -> Result<()> {
+        let end = self.len + window;
+        if end > self.capacity {
+            let problem = format!("{end} positions are needed, the cache holds {}", self.capacity);
+            return Err(ModelError::load("window", problem));
+        }
+        Ok(())
     }
 
     /// Positions that are committed.
@@ -41,9 +73,16 @@ impl KvCache {
 
     /// Committed keys and values of a layer. `[kv_heads, len, head]` each, views of the cache.
     pub(crate) fn prefix(&self, layer: usize) -> Result<(Tensor, Tensor)> {
-        let (keys, values) =
-            self.layers.get(layer).ok_or_else(|| ModelError::load("cache", format!("it has no layer {layer}")))?;
+        let (keys, values) = self.tensors(layer)?;
         Ok((keys.f_narrow(1, 0, self.len)?, values.f_narrow(1, 0, self.len)?))
+    }
+
+    fn tensors(&self, layer: usize) -> Result<&(Tensor, Tensor)> {
+        let layers = match &self.store {
+            Store::Tensors(layers) => layers.as_slice(),
+            Store::Plain(_) => &[],
+        };
+        layers.get(layer).ok_or_else(|| ModelError::load("cache", format!("it has no tensors of layer {layer}")))
     }
 
     /// Commits the first `positions` of the window that was written last.
@@ -62,13 +101,9 @@ impl KvCache {
     /// `keys`, `values`: `[kv_heads, window, head]` -> `[kv_heads, len + window, head]`, views of the cache.
     pub(crate) fn extend(&mut self, layer: usize, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
         let window = keys.size().get(1).copied().unwrap_or(0);
+        self.check_room(window)?;
         let end = self.len + window;
-        if end > self.capacity {
-            let problem = format!("{end} positions are needed, the cache holds {}", self.capacity);
-            return Err(ModelError::load("window", problem));
-        }
-        let (all_keys, all_values) =
-            self.layers.get(layer).ok_or_else(|| ModelError::load("cache", format!("it has no layer {layer}")))?;
+        let (all_keys, all_values) = self.tensors(layer)?;
         let (mut key_slot, mut value_slot) =
             (all_keys.f_narrow(1, self.len, window)?, all_values.f_narrow(1, self.len, window)?);
         key_slot.f_copy_(keys)?;

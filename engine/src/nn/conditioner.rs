@@ -6,6 +6,7 @@
 use mneme_weights::{SafetensorsFile, TensorSource};
 use tch::{Device, Kind, Tensor};
 
+use crate::adapter_file::{Stored, encode, replace};
 use crate::error::{ModelError, Result};
 use crate::nn::backbone::BackboneConfig;
 use crate::nn::norm::Norm;
@@ -14,6 +15,9 @@ use crate::nn::norm::Norm;
 pub const EVERY: usize = 3;
 /// The file inside a conditioner's folder.
 pub const NAME: &str = "conditioner.safetensors";
+
+/// What the metadata must say.
+const FORMAT: &str = "mneme-conditioner/1";
 
 /// Cross-attention of one block.
 #[derive(Debug)]
@@ -76,6 +80,9 @@ impl Conditioner {
         device: Device,
     ) -> Result<Self> {
         let file = SafetensorsFile::open(&folder.join(NAME))?;
+        if let Some(other) = file.metadata().get("format").filter(|format| *format != FORMAT) {
+            return Err(ModelError::load("conditioner", format!("its format is {other}, expected {FORMAT}")));
+        }
         if file.metadata().get("base_hash").map(String::as_str) != Some(base.to_string().as_str()) {
             return Err(ModelError::load("conditioner", format!("it does not belong to base {base}")));
         }
@@ -101,6 +108,40 @@ impl Conditioner {
         Ok(Self { projection, blocks, heads: config.heads, dimensions })
     }
 
+    /// All tensors with their names, in the order of a file: what is trained and what is written.
+    ///
+    /// # Shapes
+    /// `projection: [hidden, dimensions]`; for each block `norm: [hidden]`, `query`, `key`, `value`, `output:
+    /// [hidden, hidden]`, `gate: [1]`; all f32.
+    pub fn named(&self) -> Vec<(String, &Tensor)> {
+        let mut all = vec![("projection".to_owned(), &self.projection)];
+        for (index, cross) in self.blocks.iter().enumerate() {
+            let parts = [
+                ("norm", cross.norm.weight()),
+                ("query", &cross.query),
+                ("key", &cross.key),
+                ("value", &cross.value),
+                ("output", &cross.output),
+                ("gate", &cross.gate),
+            ];
+            all.extend(parts.map(|(part, tensor)| (format!("blocks.{index}.{part}"), tensor)));
+        }
+        all
+    }
+
+    /// Writes it so that a crash leaves the old file or the new one; `base` is what it was trained on.
+    pub fn write(&self, folder: &std::path::Path, base: mneme_base::ContentHash) -> Result<()> {
+        let tensors = self.named().into_iter().map(|(name, tensor)| (name, tensor.shallow_clone())).collect();
+        let metadata = [("format", FORMAT.to_owned()), ("base_hash", base.to_string())];
+        fs_err::create_dir_all(folder)?;
+        replace(&folder.join(NAME), &encode(&metadata, tensors, Stored::F32)?)
+    }
+
+    /// How many numbers it trains.
+    pub fn parameters(&self) -> u64 {
+        self.named().iter().map(|(_, tensor)| tensor.numel() as u64).sum()
+    }
+
     /// Projects embeddings of memories into the network's width.
     ///
     /// # Shapes
@@ -112,6 +153,11 @@ impl Conditioner {
         }
         let all = Tensor::f_from_slice(&embeddings.concat())?.f_view([embeddings.len() as i64, self.dimensions])?;
         Ok(all.f_to_device(self.projection.device())?.f_linear(&self.projection, None::<&Tensor>)?)
+    }
+
+    /// Whether memories are mixed in behind a block.
+    pub fn is_behind(&self, block: usize) -> bool {
+        block.is_multiple_of(EVERY) && block / EVERY < self.blocks.len()
     }
 
     /// The residual stream after memories were mixed in behind a block; unchanged behind blocks without cross-attention.

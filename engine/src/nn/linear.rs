@@ -1,11 +1,12 @@
 //! Linear layers whose weights are dense or packed by ArrowQuant.
 
-use mneme_engine_api::EngineError;
-use mneme_quant::{PackedWeights, gemm};
+use mneme_quant::PackedWeights;
 use tch::{Kind, Tensor};
 
 use crate::error::{ModelError, Result};
+use crate::generator::rows_of;
 use crate::nn::adapter::Update;
+use crate::nn::plain::multiply_into;
 
 /// A linear layer: `y = x W^T + bias`.
 #[derive(Debug)]
@@ -34,9 +35,44 @@ impl Linear {
         Self { weight: Weight::Packed { codes, threads }, bias }
     }
 
+    /// The same layer with a bias.
+    pub fn with_bias(mut self, bias: Tensor) -> Result<Self> {
+        self.bias = Some(bias);
+        Ok(self)
+    }
+
     /// Whether gradients pass through it.
     pub fn is_dense(&self) -> bool {
         matches!(self.weight, Weight::Dense(_))
+    }
+
+    /// Its packed weights; `None` for a dense layer.
+    pub fn codes(&self) -> Option<&PackedWeights> {
+        match &self.weight {
+            Weight::Packed { codes, .. } => Some(codes),
+            Weight::Dense(_) => None,
+        }
+    }
+
+    /// Its bias.
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// Applies the layer to rows and hands the numbers over; for packed weights without a detour through libtorch.
+    ///
+    /// # Shapes
+    /// `x: [rows, input]` -> `[rows * output] f32`.
+    pub fn rows(&self, x: &Tensor, kind: Kind) -> Result<Vec<f32>> {
+        match (&self.weight, &self.bias) {
+            (Weight::Packed { codes, threads }, None) => {
+                let mut out = Vec::new();
+                let rows = x.size().first().copied().unwrap_or(0) as usize;
+                multiply_into(codes, &rows_of(x)?, rows, &mut out, *threads)?;
+                Ok(out)
+            }
+            _ => rows_of(&self.forward(x, &[], kind)?.f_to_kind(Kind::Float)?),
+        }
     }
 
     /// The gradient of the input, given that of the output; dense layers only.
@@ -66,14 +102,14 @@ impl Linear {
             }
         };
         let length = x.size().first().copied().unwrap_or(0);
-        for Update { factors, scale, rows } in updates.iter().filter(|update| !update.rows.is_empty()) {
+        for Update { change, scale, rows } in updates.iter().filter(|update| !update.rows.is_empty()) {
             if *rows == (0..length) {
-                y = y.f_add(&scaled(factors.forward(x, kind)?, *scale)?)?;
+                y = y.f_add(&scaled(change.forward(x, kind)?, *scale)?)?;
                 continue;
             }
             let (count, after) = (rows.end - rows.start, length - rows.end);
-            let change = scaled(factors.forward(&x.f_narrow(0, rows.start, count)?, kind)?, *scale)?;
-            let changed = y.f_narrow(0, rows.start, count)?.f_add(&change)?;
+            let added = scaled(change.forward(&x.f_narrow(0, rows.start, count)?, kind)?, *scale)?;
+            let changed = y.f_narrow(0, rows.start, count)?.f_add(&added)?;
             y = Tensor::f_cat(&[y.f_narrow(0, 0, rows.start)?, changed, y.f_narrow(0, rows.end, after)?], 0)?;
         }
         Ok(y)
@@ -90,10 +126,7 @@ fn scaled(change: Tensor, scale: f64) -> Result<Tensor> {
 /// Copies the activations out of libtorch and the product back in: two copies of what is small beside the weights.
 fn multiply(codes: &PackedWeights, x: &Tensor, threads: usize) -> Result<Tensor> {
     let rows = x.size().first().copied().unwrap_or(0) as usize;
-    let mut activations = vec![0.0_f32; x.numel()];
-    x.f_contiguous()?.f_copy_data(&mut activations, x.numel())?;
-    let mut out = vec![0.0_f32; rows * codes.outputs()];
-    gemm(codes, &activations, rows, &mut out, threads)
-        .map_err(|error| EngineError::Internal { reason: format!("packed product failed: {error}") })?;
+    let mut out = Vec::new();
+    multiply_into(codes, &rows_of(x)?, rows, &mut out, threads)?;
     Ok(Tensor::f_from_slice(&out)?.f_view([rows as i64, codes.outputs() as i64])?)
 }

@@ -40,6 +40,21 @@ impl Norm {
         Ok(if kind == Kind::Float { normed } else { normed.f_to_kind(kind)? })
     }
 
+    /// The learnt offset.
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// What is added to the variance.
+    pub fn epsilon(&self) -> f64 {
+        self.epsilon
+    }
+
+    /// Whether it is a layer norm.
+    pub fn is_centred(&self) -> bool {
+        self.centred
+    }
+
     /// The learnt scale, for training and inspection.
     pub fn weight(&self) -> &Tensor {
         &self.weight

@@ -1,5 +1,6 @@
 //! Who sees whom in one window.
 
+use mneme_quant::floats::Seen;
 use tch::{Device, Tensor};
 
 use crate::error::Result;
@@ -97,12 +98,9 @@ impl Visibility<'_> {
         Some(chunks)
     }
 
-    /// The additive mask: 0 where a position is seen, minus infinity elsewhere. `None` when everything is seen.
-    ///
-    /// # Shapes
-    /// `[window, prefix + window] f32`.
-    pub(crate) fn mask(&self, prefix: i64, window: i64, device: Device) -> Result<Option<Tensor>> {
-        let hidden = |i: usize, j: usize| match self {
+    /// Whether position `i` of the window does not see position `j` of it.
+    fn hides(&self, i: usize, j: usize) -> bool {
+        match self {
             Self::All => false,
             Self::Causal => j > i,
             Self::Draft { decided } => i < *decided && j > i,
@@ -112,11 +110,25 @@ impl Visibility<'_> {
                 _ => true,
             },
             Self::Segments(roles) => roles.get(i).map(|role| role.segment) != roles.get(j).map(|role| role.segment),
-        };
-        if matches!(self, Self::All) || (matches!(self, Self::Causal) && window == 1) {
-            return Ok(None);
         }
-        let (prefix, window) = (prefix as usize, window as usize);
+    }
+
+    /// The same for the network on slices: an end for each position, and a mask only where an end does not say it.
+    pub(crate) fn seen(&self, prefix: usize, window: usize) -> Seen {
+        let positions = prefix + window;
+        let until = match self {
+            Self::All | Self::Training(_) | Self::Segments(_) => vec![positions; window],
+            Self::Causal | Self::CausalTexts(_) => (0..window).map(|i| prefix + i + 1).collect(),
+            Self::Draft { decided } => {
+                (0..window).map(|i| if i < *decided { prefix + i + 1 } else { positions }).collect()
+            }
+        };
+        let has_mask = matches!(self, Self::CausalTexts(_) | Self::Training(_) | Self::Segments(_));
+        let mask = has_mask.then(|| self.rows(prefix, window));
+        Seen { until, mask, positions }
+    }
+
+    fn rows(&self, prefix: usize, window: usize) -> Vec<f32> {
         let mut mask = vec![0.0_f32; window * (prefix + window)];
         for (i, row) in mask.chunks_exact_mut(prefix + window).enumerate() {
             let (of_prefix, of_window) = row.split_at_mut(prefix);
@@ -125,13 +137,26 @@ impl Visibility<'_> {
                 of_prefix.iter_mut().skip(seen).for_each(|value| *value = f32::NEG_INFINITY);
             }
             for (j, value) in of_window.iter_mut().enumerate() {
-                if hidden(i, j) {
+                if self.hides(i, j) {
                     *value = f32::NEG_INFINITY;
                 }
             }
         }
-        let shape = [window as i64, (prefix + window) as i64];
-        Ok(Some(Tensor::f_from_slice(&mask)?.f_view(shape)?.f_to_device(device)?))
+        mask
+    }
+
+    /// The additive mask: 0 where a position is seen, minus infinity elsewhere. `None` when everything is seen.
+    ///
+    /// # Shapes
+    /// `[window, prefix + window] f32`.
+    pub(crate) fn mask(&self, prefix: i64, window: i64, device: Device) -> Result<Option<Tensor>> {
+        if matches!(self, Self::All) || (matches!(self, Self::Causal) && window == 1) {
+            return Ok(None);
+        }
+        let shape = [window, prefix + window];
+        Ok(Some(
+            Tensor::f_from_slice(&self.rows(prefix as usize, window as usize))?.f_view(shape)?.f_to_device(device)?,
+        ))
     }
 }
 

@@ -12,7 +12,7 @@ use crate::adapter_file::{self, Stored};
 use crate::embedder::Embedder;
 use crate::error::{ModelError, Result};
 use crate::generator::Generator;
-use crate::nn::adapter::{Adapter, RANK};
+use crate::nn::adapter::Adapter;
 use crate::nn::backbone::BackboneConfig;
 use crate::train::batch::{Batch, Noise};
 use crate::train::checkpoint;
@@ -118,7 +118,7 @@ pub fn run(
 
 fn check(job: &TrainJob) -> Result<()> {
     let refuse = |parameter: &str, problem: String| Err(EngineError::invalid(parameter, problem).into());
-    if job.level != AdapterLevel::Lora {
+    if job.level == AdapterLevel::Composition {
         let feature = format!("training of level {:?}", job.level);
         return Err(EngineError::Unsupported { engine: crate::NAME.into(), feature }.into());
     }
@@ -148,6 +148,7 @@ fn hash(job: &TrainJob, base: ContentHash) -> ContentHash {
     hasher.update(base.as_bytes());
     hasher.update(&job.seed.to_le_bytes());
     hasher.update(&job.steps_max.to_le_bytes());
+    hasher.update(&[job.level as u8]);
     if let Some(parent) = &job.parent {
         hasher.update(parent.id.as_bytes());
         hasher.update(&parent.scale.to_le_bytes());
@@ -279,9 +280,10 @@ impl Work<'_> {
         device: Device,
     ) -> Result<Adapter> {
         let mut rng = seeded(self.job.seed ^ salt(phase));
-        let start = match self.parent()? {
+        let start = match self.parent()?.filter(|parent| parent.level() == self.job.level) {
             Some(parent) => parent,
-            None => Adapter::zeroed(config, RANK, device, || uniform(&mut rng))?,
+            // A parent of another level has nothing to start from; the outcome is judged beside it all the same.
+            None => Adapter::of_level(self.job.level, config, device, || uniform(&mut rng))?,
         };
         let mut learner = Learner::new(start)?;
         if let Some(seconds) = checkpoint::read(path, &mut learner, self.hash, device)? {

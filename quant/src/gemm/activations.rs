@@ -1,12 +1,12 @@
 //! Activations in 8 bits: `round(x / scale)` in -127..=127, with the sums that minimums and offsets need.
 
-use rayon::prelude::*;
+use std::sync::{Mutex, PoisonError};
 
 use super::lines::Lines;
 use super::packed::{INPUTS_MAX, INPUTS_PAD, PackedWeights};
 use super::{GemmError, PANEL_ROWS_MIN};
 use crate::dispatch::Path;
-use crate::parallel::part_rows;
+use crate::parallel::{for_each_item, part_rows};
 
 /// Rows of a tile: their cache lines lie side by side, which is just a tile register of AMX.
 const TILE_ROWS: usize = 16;
@@ -123,13 +123,20 @@ impl QuantizedActivations {
         if threads <= 1 || part >= rows {
             work(0, values, result.codes.signed_mut(), &mut result.scales, &mut result.sums)?;
         } else {
-            values
-                .par_chunks(part * inputs)
-                .zip(result.codes.signed_mut().par_chunks_mut(part * padded_inputs))
-                .zip(result.scales.par_chunks_mut(part * groups))
-                .zip(result.sums.par_chunks_mut(part * groups))
-                .enumerate()
-                .try_for_each(|(index, (((values, codes), scales), sums))| work(index, values, codes, scales, sums))?;
+            let failure = Mutex::new(None);
+            let parts = values
+                .chunks(part * inputs)
+                .zip(result.codes.signed_mut().chunks_mut(part * padded_inputs))
+                .zip(result.scales.chunks_mut(part * groups))
+                .zip(result.sums.chunks_mut(part * groups));
+            for_each_item(parts, threads, |index, (((values, codes), scales), sums)| {
+                if let Err(error) = work(index, values, codes, scales, sums) {
+                    *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                }
+            });
+            if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+                return Err(error);
+            }
         }
         for ((weighted, scale), sum) in result.weighted_sums.iter_mut().zip(&result.scales).zip(&result.sums) {
             *weighted = *sum as f32 * *scale;

@@ -31,16 +31,15 @@ mod neon;
 mod packed;
 mod scalar;
 
-use rayon::prelude::*;
-
 use crate::codec::CodecError;
 use crate::dispatch::Path;
+use crate::parallel::for_each_part;
 pub use activations::{ActivationScaling, QuantizedActivations, ROWS_MAX};
 pub use packed::{INPUTS_MAX, OUTPUTS_MAX, PackedWeights};
 use packed::{Layout, Regions, TILE};
 
 /// A thread gets at least this many multiplications, or waking it costs more than it saves.
-const THREAD_PRODUCTS_MIN: usize = 1 << 20;
+const THREAD_PRODUCTS_MIN: usize = 1 << 18;
 /// Parts for each thread where there is work enough, so that a busy core does not hold up the others.
 const PARTS_PER_THREAD: usize = 4;
 /// From this many rows on weights are unpacked to bytes first, and AMX tiles are worth filling.
@@ -128,7 +127,7 @@ pub enum GemmError {
 
 /// Multiplies activations `[rows, inputs]` with weights: `out[rows, outputs]`. Activations are quantised for each token.
 ///
-/// `threads` are at most those of rayon's global pool; less work than a thread repays runs on the caller's.
+/// `threads`: the caller's and helpers of [`crate::parallel`]; less work than a thread repays runs on the caller's.
 pub fn gemm(
     weights: &PackedWeights,
     activations: &[f32],
@@ -204,7 +203,7 @@ fn gemm_quantized_on(
     }
     let spare = if products / threads > 16 * THREAD_PRODUCTS_MIN { PARTS_PER_THREAD } else { 1 };
     let part = pairs.div_ceil(threads * spare) * 2;
-    (0..layout.tiles().div_ceil(part)).into_par_iter().for_each(|index| {
+    for_each_part(layout.tiles().div_ceil(part), threads, |index| {
         job.run(path, index * part, ((index + 1) * part).min(layout.tiles()));
     });
     Ok(())
