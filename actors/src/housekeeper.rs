@@ -32,13 +32,13 @@ pub struct Intervals {
     pub purge: Duration,
     /// Files are rewritten, indices brought up, old files removed.
     pub compact: Duration,
-    /// Approximate search is compared with exact search.
+    /// Approximate search is compared with exact search: this reads every vector twice.
     pub audit: Duration,
 }
 
 impl Default for Intervals {
     fn default() -> Self {
-        Self { purge: Duration::from_hours(1), compact: Duration::from_mins(10), audit: Duration::from_hours(1) }
+        Self { purge: Duration::from_hours(1), compact: Duration::from_mins(10), audit: Duration::from_hours(24) }
     }
 }
 

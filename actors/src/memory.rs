@@ -1,27 +1,31 @@
-//! Keeps memories: writes in group commits on one thread, reads beside it, vectors filled in behind it.
+//! Keeps memories: writes in group commits on one thread, reads beside it, upkeep and vectors behind it.
 //!
 //! Called by: daemon, generator, evolution, watcher, housekeeper. Calls: the store and the engine, no other actor. Owns: the
-//! writer, embedder and query-embedder threads. Capacity: [`CALLS_MAX`] requests at once. A restart loses the requests that
-//! were under way (their callers are told), and nothing that was acknowledged.
+//! writer, upkeep, embedder and query-embedder threads ([`threads`]). Capacity: so many requests at once as it is started with, of
+//! upkeep [`UPKEEP_WAITING_MAX`]. A restart loses the requests that were under way (their callers are told), and nothing that
+//! was acknowledged.
+
+#[cfg(test)]
+mod tests;
+mod threads;
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::TrySendError;
 use std::time::Duration;
 
-use mneme_base::{Clock, Embedding, EmbeddingGeneration, Lsn, MemoryId, Namespace, Timestamp, TrustTier};
-use mneme_engine_api::types::EMBED_TEXTS_MAX;
-use mneme_engine_api::{CancelToken, EmbedPurpose, Engine, ScoreItem, ScoreOutcome};
+use mneme_base::{Clock, Embedding, Lsn, MemoryId, Namespace, Timestamp, TrustTier};
+use mneme_engine_api::{Engine, ScoreItem, ScoreOutcome};
 use mneme_memory::map::{self, MemoryMap};
 use mneme_memory::recall::rerank::{RerankScores, rerank_hits};
 use mneme_memory::{
-    Document, MaintenanceReport, MaintenanceTask, Memory, MemoryStore, Operation, OperationKind, OperationOutcome,
-    OperationResult, Recall, RecallQuery, Scan, StoreError, StoreStats,
+    Document, ForgetSelector, MaintenanceReport, MaintenanceTask, Memory, MemoryStore, NewMemory, Operation,
+    OperationKind, OperationOutcome, Recall, RecallQuery, Scan, StoreError, StoreStats,
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::sync::{Semaphore, broadcast, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, oneshot};
 use tokio::time::Instant;
 
+use self::threads::{QueryJob, Worker, run_embedder, run_queries, run_upkeep, run_writer};
 use crate::call::{ActorError, ActorStatus, Request, Slot};
 use crate::supervisor::FatalSender;
 use crate::tunables::Tuned;
@@ -30,8 +34,10 @@ use crate::tunables::Tuned;
 const BYTES_UNIT: u64 = 1 << 10;
 /// Queries that wait for their vector; more are answered from text at once.
 const QUERY_EMBEDDINGS_MAX: usize = 64;
-/// How long the embedder waits after the engine failed, and between looks for work nobody told it of.
-const EMBED_RETRY: Duration = Duration::from_secs(5);
+/// Steps of upkeep that wait for the one that runs. Each may rewrite every file, so that more could only wait in vain.
+const UPKEEP_WAITING_MAX: usize = 4;
+/// When a caller whose step of upkeep found no room may come again (milliseconds).
+const UPKEEP_RETRY_MS: u64 = 1_000;
 /// Candidates that the generator judges in a rerank.
 const RERANK_CANDIDATES_MAX: usize = 30;
 
@@ -81,8 +87,10 @@ pub struct MemoryHandle {
     /// Counts and sizes are cheap and must answer even while the actor is busy.
     store: Arc<dyn MemoryStore>,
     pub(crate) changes: broadcast::Sender<Change>,
-    /// Text that may still wait for the journal, in [`BYTES_UNIT`].
+    /// Bytes that may still wait for the journal, in [`BYTES_UNIT`].
     bytes: Arc<Semaphore>,
+    /// How many there are in all.
+    units_max: u64,
 }
 
 impl MemoryHandle {
@@ -93,6 +101,7 @@ impl MemoryHandle {
             store,
             changes: broadcast::channel(CHANGES_MAX).0,
             bytes: Arc::new(Semaphore::new(units)),
+            units_max: units as u64,
         }
     }
 
@@ -113,12 +122,12 @@ impl MemoryHandle {
         operations: Vec<Operation>,
         deadline: Instant,
     ) -> Result<Vec<OperationOutcome>, ActorError> {
-        let bytes: u64 = operations.iter().map(text_bytes).sum();
-        let units = (bytes / BYTES_UNIT + 1).min(u64::from(u32::MAX)) as u32;
+        let bytes: u64 = operations.iter().map(bytes_of).sum();
+        // What is larger than everything that may wait is let in when nothing else waits.
+        let units = (bytes / BYTES_UNIT + 1).min(self.units_max) as u32;
         let busy = |_| ActorError::Busy { actor: "memory", retry_after_ms: 50 };
-        // Held until the answer: what waits for the journal is bounded in bytes as well as in number.
-        let _held = self.bytes.try_acquire_many(units).map_err(busy)?;
-        self.slot.call(operations, deadline, Message::Apply).await
+        let held = Arc::clone(&self.bytes).try_acquire_many_owned(units).map_err(busy)?;
+        self.slot.call(Changes { operations, _held: held }, deadline, Message::Apply).await
     }
 
     /// Writes rows of another part of the daemon.
@@ -202,6 +211,11 @@ impl MemoryHandle {
         self.store.stats()
     }
 
+    /// The last change. Costs nothing.
+    pub fn lsn(&self) -> Lsn {
+        self.store.lsn()
+    }
+
     /// How the actor is.
     pub fn status(&self) -> ActorStatus {
         self.slot.status()
@@ -224,11 +238,30 @@ impl MemoryHandle {
     }
 }
 
-fn text_bytes(operation: &Operation) -> u64 {
-    match &operation.kind {
-        OperationKind::Remember(memory) | OperationKind::Supersede { by: memory, .. } => memory.text.len() as u64,
+/// What an operation takes while it waits (bytes), nearly.
+fn bytes_of(operation: &Operation) -> u64 {
+    let bytes = match &operation.kind {
+        OperationKind::Remember(memory) | OperationKind::Supersede { by: memory, .. } => bytes_of_memory(memory),
+        OperationKind::Documents(documents) => {
+            documents.iter().map(|document| document.key.len() + document.value.as_ref().map_or(0, Vec::len)).sum()
+        }
+        OperationKind::Forget(ForgetSelector::Ids(ids)) => ids.len() * size_of::<MemoryId>(),
         _ => 0,
-    }
+    };
+    bytes as u64
+}
+
+fn bytes_of_memory(memory: &NewMemory) -> usize {
+    let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    let metadata: usize = memory.metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
+    memory.text.len() + metadata + length(&memory.speaker) + length(&memory.thread) + memory.provenance.source.len()
+}
+
+/// Changes on their way to the journal.
+pub(crate) struct Changes {
+    operations: Vec<Operation>,
+    /// Travels with them and not with their caller: what waits for the journal is bounded in bytes, whoever still waits for it.
+    _held: OwnedSemaphorePermit,
 }
 
 /// Work on the store that only reads.
@@ -237,7 +270,7 @@ pub(crate) type Job = Box<dyn FnOnce(&dyn MemoryStore) + Send>;
 /// What the memory is told.
 pub(crate) enum Message {
     /// Change something.
-    Apply(Request<Vec<Operation>, Vec<OperationOutcome>>),
+    Apply(Request<Changes, Vec<OperationOutcome>>),
     /// Answer a question.
     Recall(Box<Request<RecallAsk, Recall>>),
     /// Embed a text.
@@ -267,45 +300,10 @@ pub(crate) struct Arguments {
 /// What the memory owns while it runs.
 pub(crate) struct State {
     arguments: Arguments,
-    writer: Worker<Request<Vec<Operation>, Vec<OperationOutcome>>>,
+    writer: Worker<Request<Changes, Vec<OperationOutcome>>>,
+    upkeep: Worker<Request<MaintenanceTask, MaintenanceReport>>,
     embedder: Worker<()>,
     queries: Worker<QueryJob>,
-}
-
-struct QueryJob {
-    text: String,
-    reply: oneshot::Sender<Embedding>,
-}
-
-/// A named thread behind a bounded channel. Dropping it closes the channel; the thread ends with what it is doing.
-struct Worker<T> {
-    sender: Option<SyncSender<T>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl<T: Send + 'static> Worker<T> {
-    fn start(name: &str, capacity: usize, run: impl FnOnce(&Receiver<T>) + Send + 'static) -> std::io::Result<Self> {
-        let (sender, receiver) = sync_channel(capacity);
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || run(&receiver))?;
-        Ok(Self { sender: Some(sender), thread: Some(thread) })
-    }
-
-    fn try_send(&self, item: T) -> Result<(), TrySendError<T>> {
-        match &self.sender {
-            Some(sender) => sender.try_send(item),
-            None => Err(TrySendError::Disconnected(item)),
-        }
-    }
-}
-
-impl<T> Worker<T> {
-    /// Closes the channel and waits for the thread, away from the async threads.
-    async fn finish(&mut self) {
-        drop(self.sender.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
-        }
-    }
 }
 
 /// The memory's actor.
@@ -317,17 +315,20 @@ impl Actor for MemoryActor {
     type Arguments = Arguments;
 
     async fn pre_start(&self, _: ActorRef<Message>, arguments: Arguments) -> Result<State, ActorProcessingErr> {
-        let for_writer = arguments.clone();
-        let writer = Worker::start("memory-writer", arguments.queue_max, move |jobs| run_writer(&for_writer, jobs))?;
-        let for_embedder = arguments.clone();
+        let (fatal, queue_max) = (arguments.fatal.clone(), arguments.queue_max);
+        let own = arguments.clone();
+        let writer = Worker::start("memory-writer", queue_max, &fatal, move |jobs| run_writer(&own, jobs))?;
+        let own = arguments.clone();
+        let upkeep = Worker::start("memory-upkeep", UPKEEP_WAITING_MAX, &fatal, move |jobs| run_upkeep(&own, jobs))?;
+        let own = arguments.clone();
         // One wake-up is as good as many.
-        let embedder = Worker::start("memory-embedder", 1, move |wake| run_embedder(&for_embedder, wake))?;
-        let for_queries = arguments.clone();
+        let embedder = Worker::start("memory-embedder", 1, &fatal, move |wake| run_embedder(&own, wake))?;
+        let own = arguments.clone();
         let queries =
-            Worker::start("memory-queries", QUERY_EMBEDDINGS_MAX, move |jobs| run_queries(&for_queries, jobs))?;
+            Worker::start("memory-queries", QUERY_EMBEDDINGS_MAX, &fatal, move |jobs| run_queries(&own, jobs))?;
         // Vectors may be missing since the last run.
         let _ = embedder.try_send(());
-        Ok(State { arguments, writer, embedder, queries })
+        Ok(State { arguments, writer, upkeep, embedder, queries })
     }
 
     async fn handle(
@@ -349,27 +350,26 @@ impl Actor for MemoryActor {
     }
 
     async fn post_stop(&self, _: ActorRef<Message>, state: &mut State) -> Result<(), ActorProcessingErr> {
-        // The writer ends what it has begun: every acknowledged change is on disk before this returns. The embedder is not
-        // waited for: what it computes can be computed again.
+        // The writer ends what it has begun: every acknowledged change is on disk before this returns. The others are not waited
+        // for: what the embedder computes can be computed again, and a rewrite that is broken off leaves the files as they were.
         state.writer.finish().await;
         Ok(())
     }
 }
 
 impl State {
-    fn apply(&self, request: Request<Vec<Operation>, Vec<OperationOutcome>>) {
-        if request.reply.is_closed() || Instant::now() >= request.deadline {
-            return;
+    fn apply(&self, request: Request<Changes, Vec<OperationOutcome>>) {
+        if let Some(request) = in_time(request)
+            && hand_over(&self.writer, request, 50)
+        {
+            let _ = self.embedder.try_send(());
         }
-        let error = match self.writer.try_send(request) {
-            Ok(()) => {
-                let _ = self.embedder.try_send(());
-                return;
-            }
-            Err(TrySendError::Full(request)) => (request, ActorError::Busy { actor: "memory", retry_after_ms: 50 }),
-            Err(TrySendError::Disconnected(request)) => (request, ActorError::Stopped { actor: "memory" }),
-        };
-        let _ = error.0.reply.send(Err(error.1));
+    }
+
+    fn maintain(&self, request: Request<MaintenanceTask, MaintenanceReport>) {
+        if let Some(request) = in_time(request) {
+            hand_over(&self.upkeep, request, UPKEEP_RETRY_MS);
+        }
     }
 
     fn read(&self, request: Request<Job, ()>) {
@@ -383,28 +383,9 @@ impl State {
         });
     }
 
-    fn maintain(&self, request: Request<MaintenanceTask, MaintenanceReport>) {
-        let store = Arc::clone(&self.arguments.store);
-        let fatal = self.arguments.fatal.clone();
-        let now = self.arguments.clock.now();
-        tokio::task::spawn_blocking(move || {
-            let result = request.span.in_scope(|| store.maintain(request.input, now));
-            if let Err(error) = &result {
-                report_if_fatal(&fatal, error);
-            }
-            let _ = request.reply.send(result.map_err(ActorError::from));
-        });
-    }
-
-    /// Asks for the vector of a question; the receiver closes when there will be none.
-    fn query_vector(&self, text: String) -> oneshot::Receiver<Embedding> {
-        let (reply, receiver) = oneshot::channel();
-        let _ = self.queries.try_send(QueryJob { text, reply });
-        receiver
-    }
-
     fn embed(&self, request: Request<String, Embedding>) {
-        let vector = self.query_vector(request.input);
+        let (reply, vector) = oneshot::channel();
+        let _ = self.queries.try_send(QueryJob { text: request.input, reply });
         tokio::spawn(async move {
             let unavailable = || mneme_engine_api::EngineError::Unavailable { reason: String::from("no vector came") };
             let result = match tokio::time::timeout_at(request.deadline, vector).await {
@@ -417,10 +398,18 @@ impl State {
     }
 
     fn recall(&self, request: Request<RecallAsk, Recall>) {
-        let vector = self.query_vector(self.arguments.store.text_to_embed(&request.input.query));
         let arguments = self.arguments.clone();
+        let queries = self.queries.sender();
         tokio::spawn(async move {
             let ask = request.input;
+            // The receiver closes when there will be no vector.
+            let (reply, vector) = oneshot::channel();
+            let (store, query) = (Arc::clone(&arguments.store), ask.query.clone());
+            // The names of speakers are in the index, which a change may hold for a while.
+            let named = tokio::task::spawn_blocking(move || store.text_to_embed(&query)).await;
+            if let (Ok(text), Some(queries)) = (named, queries) {
+                let _ = queries.try_send(QueryJob { text, reply });
+            }
             let wait = (Instant::now() + ask.embed_within).min(request.deadline);
             let vector = tokio::time::timeout_at(wait, vector).await.ok().and_then(Result::ok);
             if request.reply.is_closed() {
@@ -435,6 +424,33 @@ impl State {
             drop(request.permit);
         });
     }
+}
+
+/// The request, unless nobody waits for its answer any more.
+fn in_time<I, O>(request: Request<I, O>) -> Option<Request<I, O>> {
+    if request.reply.is_closed() {
+        return None;
+    }
+    if Instant::now() >= request.deadline {
+        let _ = request.reply.send(Err(ActorError::DeadlineExceeded { actor: "memory" }));
+        return None;
+    }
+    Some(request)
+}
+
+/// Gives a request to a thread, or tells its caller why not. Says which.
+fn hand_over<I: Send + 'static, O: Send + 'static>(
+    worker: &Worker<Request<I, O>>,
+    request: Request<I, O>,
+    retry_after_ms: u64,
+) -> bool {
+    let (request, error) = match worker.try_send(request) {
+        Ok(()) => return true,
+        Err(TrySendError::Full(request)) => (request, ActorError::Busy { actor: "memory", retry_after_ms }),
+        Err(TrySendError::Disconnected(request)) => (request, ActorError::Stopped { actor: "memory" }),
+    };
+    let _ = request.reply.send(Err(error));
+    false
 }
 
 fn recall_on(
@@ -496,158 +512,5 @@ fn report_if_fatal(fatal: &FatalSender, error: &StoreError) {
             source = inner.source();
         }
         fatal.report(text);
-    }
-}
-
-/// Gathers writes into groups and commits each group with one sync.
-fn run_writer(arguments: &Arguments, jobs: &Receiver<Request<Vec<Operation>, Vec<OperationOutcome>>>) {
-    while let Ok(first) = jobs.recv() {
-        let mut group = vec![first];
-        let mut operations = group[0].input.len();
-        let tunables = arguments.tuned.get();
-        let until = std::time::Instant::now() + tunables.group_commit_wait;
-        while operations < tunables.group_commit_operations_max {
-            // The commit before took a few milliseconds, so what came meanwhile is here already; waiting longer only pays
-            // while others are on their way.
-            let next = match jobs.try_recv() {
-                Ok(next) => Ok(next),
-                Err(_) if group.len() == 1 => break,
-                Err(_) => jobs.recv_timeout(until.saturating_duration_since(std::time::Instant::now())),
-            };
-            match next {
-                Ok(next) => {
-                    operations += next.input.len();
-                    group.push(next);
-                }
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
-            }
-        }
-        // Nobody waits any more, or not in time: the work is not begun. What is begun is finished, whoever waits.
-        let now = Instant::now();
-        group.retain(|request| !request.reply.is_closed() && request.deadline > now);
-        if group.is_empty() {
-            continue;
-        }
-        let lengths: Vec<usize> = group.iter().map(|request| request.input.len()).collect();
-        let batch: Vec<Operation> = group.iter_mut().flat_map(|request| std::mem::take(&mut request.input)).collect();
-        match arguments.store.apply(&batch, arguments.clock.now()) {
-            Ok(outcomes) => {
-                announce(&arguments.changes, &batch, &outcomes, arguments.clock.now());
-                let mut outcomes = outcomes.into_iter();
-                for (request, length) in group.into_iter().zip(lengths) {
-                    let _ = request.reply.send(Ok(outcomes.by_ref().take(length).collect()));
-                }
-            }
-            Err(error) => {
-                // None of the group may be acknowledged. A fault closes the store for good, a watermark does not.
-                report_if_fatal(&arguments.fatal, &error);
-                let error = Arc::new(error);
-                for request in group {
-                    let _ = request.reply.send(Err(ActorError::Store(Arc::clone(&error))));
-                }
-            }
-        }
-    }
-}
-
-/// Tells listeners what is new. Nobody listening is fine.
-fn announce(changes: &broadcast::Sender<Change>, batch: &[Operation], outcomes: &[OperationOutcome], now: Timestamp) {
-    for (operation, outcome) in batch.iter().zip(outcomes) {
-        let change = match (&operation.kind, &outcome.result) {
-            (
-                OperationKind::Remember(memory) | OperationKind::Supersede { by: memory, .. },
-                Ok(OperationResult::Remembered(receipt) | OperationResult::Superseded(receipt)),
-            ) if !receipt.duplicate && !outcome.replayed => Change::Remembered {
-                id: receipt.id,
-                trust: memory.provenance.trust,
-                valid_from: memory.valid_from.unwrap_or(now),
-            },
-            (OperationKind::Forget(_), Ok(OperationResult::Forgotten(receipt))) => {
-                Change::Forgotten(receipt.ids.clone())
-            }
-            _ => continue,
-        };
-        let _ = changes.send(change);
-    }
-}
-
-/// Fills in vectors that are missing, whenever something was written and every few seconds.
-fn run_embedder(arguments: &Arguments, wake: &Receiver<()>) {
-    loop {
-        match wake.recv_timeout(EMBED_RETRY) {
-            Ok(()) | Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
-        }
-        // A full batch means that more is waiting.
-        while embed_batch(arguments) {
-            if matches!(wake.try_recv(), Err(std::sync::mpsc::TryRecvError::Disconnected)) {
-                return;
-            }
-        }
-    }
-}
-
-/// Embeds one batch of memories; returns whether it was a full one.
-fn embed_batch(arguments: &Arguments) -> bool {
-    let tunables = arguments.tuned.get();
-    let pending = match arguments.store.pending_embeddings(tunables.embed_batch_max) {
-        Ok(pending) if pending.is_empty() => return false,
-        Ok(pending) => pending,
-        Err(error) => {
-            tracing::warn!(%error, "pending vectors cannot be listed");
-            return false;
-        }
-    };
-    let texts: Vec<String> = pending.iter().flat_map(|memory| memory.texts.iter().cloned()).collect();
-    let mut vectors = Vec::with_capacity(texts.len());
-    for chunk in texts.chunks(EMBED_TEXTS_MAX) {
-        match arguments.engine.embed(chunk, EmbedPurpose::Document, &CancelToken::with_deadline(tunables.embed_timeout))
-        {
-            Ok(more) => vectors.extend(more),
-            Err(error) => {
-                tracing::debug!(%error, "vectors are filled in later");
-                return false;
-            }
-        }
-    }
-    let generation = arguments.engine.info().embedding_generation;
-    let mut vectors = vectors.into_iter();
-    let embeddings =
-        pending.iter().map(|memory| (memory.id, vectors.by_ref().take(memory.texts.len()).collect())).collect();
-    match store_vectors(arguments.store.as_ref(), &generation, embeddings) {
-        Ok(()) => pending.len() == tunables.embed_batch_max,
-        Err(error) => {
-            report_if_fatal(&arguments.fatal, &error);
-            false
-        }
-    }
-}
-
-fn store_vectors(
-    store: &dyn MemoryStore,
-    generation: &EmbeddingGeneration,
-    embeddings: Vec<(MemoryId, Vec<Embedding>)>,
-) -> Result<(), StoreError> {
-    store.set_generation(generation)?;
-    store.store_embeddings(generation, embeddings)
-}
-
-/// Embeds questions, those that wait together in one batch. A question that cannot be embedded gets no reply.
-fn run_queries(arguments: &Arguments, jobs: &Receiver<QueryJob>) {
-    while let Ok(first) = jobs.recv() {
-        let mut batch = vec![first];
-        batch.extend(jobs.try_iter().take(QUERY_EMBEDDINGS_MAX - 1));
-        batch.retain(|job| !job.reply.is_closed());
-        if batch.is_empty() {
-            continue;
-        }
-        let texts: Vec<String> = batch.iter().map(|job| job.text.clone()).collect();
-        let within = CancelToken::with_deadline(arguments.tuned.get().embed_timeout);
-        match arguments.engine.embed(&texts, EmbedPurpose::Query, &within) {
-            Ok(vectors) => batch.into_iter().zip(vectors).for_each(|(job, vector)| {
-                let _ = job.reply.send(vector);
-            }),
-            Err(error) => tracing::debug!(%error, "question was not embedded"),
-        }
     }
 }

@@ -74,6 +74,13 @@ pub struct System {
 #[error("actors could not be started: {0}")]
 pub struct StartError(String);
 
+impl StartError {
+    /// An actor that did not start, and why.
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self(reason.into())
+    }
+}
+
 impl System {
     /// Starts all actors; returns when each has read its state.
     pub async fn start(options: SystemOptions) -> Result<Self, StartError> {
@@ -130,7 +137,7 @@ impl System {
         let quiescing = Arc::new(AtomicBool::new(false));
         let arguments = Arguments { children, fatal: fatal_sender, quiescing: Arc::clone(&quiescing) };
         let (supervisor, ended) =
-            Supervisor::spawn(None, Supervisor, arguments).await.map_err(|error| StartError(error.to_string()))?;
+            Supervisor::spawn(None, Supervisor, arguments).await.map_err(|error| StartError::new(error.to_string()))?;
         Ok(Self {
             memory,
             generator,

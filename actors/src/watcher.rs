@@ -1,13 +1,17 @@
 //! Keeps the text files of watched folders in memory as they change.
 //!
-//! Called by: daemon. Calls: memory. Owns: the file-system watcher, the list of folders. Capacity: [`CALLS_MAX`] calls; one
-//! folder is looked through at a time. A restart loses nothing: folders and what was read are rows in the store, and every
+//! Called by: daemon. Calls: memory. Owns: the file-system watcher, the list of folders. Capacity: [`CALLS_MAX`] calls and
+//! [`REPORTS_MAX`] reports; one folder is looked through at a time, and calls wait for it. A restart loses nothing: folders and what was read are rows in the store, and every
 //! folder is compared with them from end to end.
 
+mod listing;
+mod rows;
 mod scan;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mneme_base::{Clock, Namespace, OpId, Timestamp};
@@ -27,6 +31,8 @@ const CALLS_MAX: usize = 32;
 const FOLDERS_MAX: usize = 64;
 /// The collection of watched folders.
 const FOLDERS: &str = "watch_folders";
+/// Places that were reported and not yet looked at; with more, everything is looked through.
+const REPORTS_MAX: usize = 256;
 /// How long a row or a batch of chunks may take to become durable.
 const WRITE_TIMEOUT: Duration = Duration::from_mins(1);
 
@@ -79,6 +85,36 @@ pub struct WatchFolder {
     /// What is wrong with it.
     #[serde(default)]
     pub problem: Option<String>,
+    /// Which folder it was when it was last read and not empty: an empty one in its place is a disk that is not mounted.
+    #[serde(default)]
+    pub root: Option<RootId>,
+}
+
+pub use listing::RootId;
+
+/// What was reported since the actor last looked. The system's watcher fills it from a thread of its own; one message tells of many.
+#[derive(Debug, Default)]
+struct Reports(Mutex<Vec<PathBuf>>);
+
+impl Reports {
+    /// Takes reports in; an empty path stands for "anywhere". Says whether these are the first, so that the actor has to be told.
+    fn add(&self, paths: Vec<PathBuf>) -> bool {
+        let mut reports = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_first = reports.is_empty();
+        for path in paths {
+            if reports.len() >= REPORTS_MAX {
+                *reports = vec![PathBuf::new()];
+            }
+            if !reports.contains(&path) {
+                reports.push(path);
+            }
+        }
+        is_first && !reports.is_empty()
+    }
+
+    fn take(&self) -> Vec<PathBuf> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// Where the watcher can be called.
@@ -131,8 +167,8 @@ pub(crate) enum Message {
     Remove(Request<(PathBuf, bool), Vec<WatchFolder>>),
     /// List the folders.
     List(Request<(), Vec<WatchFolder>>),
-    /// Something may have changed in these folders; none means anywhere.
-    Reported(Vec<PathBuf>),
+    /// Something may have changed: see [`Reports`].
+    Reported,
     /// Reports have been quiet: look.
     Settled(u64),
     /// Look through everything. Polls that were set before the last [`Message::Tuned`] are void.
@@ -154,6 +190,7 @@ pub(crate) struct State {
     arguments: Arguments,
     folders: Vec<WatchFolder>,
     watcher: Option<notify::RecommendedWatcher>,
+    reported: Arc<Reports>,
     /// Counts reports, so that only the last one's settling counts.
     reports: u64,
     dirty: Vec<PathBuf>,
@@ -174,8 +211,10 @@ impl Actor for WatcherActor {
             arguments.memory.documents(FOLDERS, String::new(), None, FOLDERS_MAX, deadline_in(WRITE_TIMEOUT)).await?;
         let folders: Vec<WatchFolder> =
             rows.iter().filter_map(|row| serde_json::from_slice(row.value.as_deref()?).ok()).collect();
+        let reported = Arc::new(Reports::default());
         let mut state = State {
-            watcher: start_watcher(&myself),
+            watcher: start_watcher(&myself, Arc::clone(&reported)),
+            reported,
             folders: Vec::new(),
             reports: 0,
             dirty: Vec::new(),
@@ -214,7 +253,7 @@ impl Actor for WatcherActor {
             Message::List(request) => {
                 let _ = request.reply.send(Ok(state.folders.clone()));
             }
-            Message::Reported(folders) => state.reported(&myself, folders),
+            Message::Reported => state.take_reports(&myself),
             Message::Settled(report) if report == state.reports => {
                 let dirty = std::mem::take(&mut state.dirty);
                 state
@@ -237,7 +276,7 @@ impl Actor for WatcherActor {
 }
 
 /// Starts the system's watcher. Without one, polling does its work.
-fn start_watcher(myself: &ActorRef<Message>) -> Option<notify::RecommendedWatcher> {
+fn start_watcher(myself: &ActorRef<Message>, reports: Arc<Reports>) -> Option<notify::RecommendedWatcher> {
     let actor = myself.clone();
     let report = move |result: notify::Result<notify::Event>| {
         let paths = match result {
@@ -249,7 +288,9 @@ fn start_watcher(myself: &ActorRef<Message>) -> Option<notify::RecommendedWatche
                 vec![PathBuf::new()]
             }
         };
-        let _ = actor.send_message(Message::Reported(paths));
+        if reports.add(paths) {
+            let _ = actor.send_message(Message::Reported);
+        }
     };
     match notify::recommended_watcher(report) {
         Ok(watcher) => Some(watcher),
@@ -274,8 +315,8 @@ impl State {
         myself.send_after(self.arguments.tuned.get().watcher.poll, move || Message::Poll(tuning));
     }
 
-    fn reported(&mut self, myself: &ActorRef<Message>, paths: Vec<PathBuf>) {
-        for path in paths {
+    fn take_reports(&mut self, myself: &ActorRef<Message>) {
+        for path in self.reported.take() {
             // A burst of reports needs no long list: what matters is which folders are touched.
             let folder = self.folders.iter().find(|folder| path.starts_with(&folder.folder));
             let path = folder.map_or(path, |folder| folder.folder.clone());
@@ -314,7 +355,8 @@ impl State {
                     format!("is one too many, at most {FOLDERS_MAX} are watched"),
                 ));
             }
-            let folder = WatchFolder { folder: path.clone(), namespace, files: 0, scanned_at: None, problem: None };
+            let folder =
+                WatchFolder { folder: path.clone(), namespace, files: 0, scanned_at: None, problem: None, root: None };
             self.save(&folder).await?;
             self.watch(&path);
             self.folders.push(folder);
@@ -334,9 +376,9 @@ impl State {
         if let Some(watcher) = &mut self.watcher {
             let _ = watcher.unwatch(&removed.folder);
         }
-        let row = Document { collection: FOLDERS.into(), key: removed.folder.display().to_string(), value: None };
+        let row = Document { collection: FOLDERS.into(), key: rows::key_of(&removed.folder), value: None };
         self.arguments.memory.put_documents(vec![row], deadline_in(WRITE_TIMEOUT)).await?;
-        scan::drop_rows(&self.arguments.memory, &removed).await?;
+        rows::drop_rows(&self.arguments.memory, &removed).await?;
         if forget {
             let kind = OperationKind::Forget(ForgetSelector::Source(scan::source_of(&removed.folder)));
             let operation = Operation { op_id: OpId::generate(), kind };
@@ -347,7 +389,7 @@ impl State {
 
     async fn save(&self, folder: &WatchFolder) -> Result<(), ActorError> {
         let value = serde_json::to_vec(folder).expect("a folder is plain data");
-        let key = folder.folder.display().to_string();
+        let key = rows::key_of(&folder.folder);
         let row = Document { collection: FOLDERS.into(), key, value: Some(value) };
         self.arguments.memory.put_documents(vec![row], deadline_in(WRITE_TIMEOUT)).await
     }
@@ -359,19 +401,28 @@ impl State {
                 continue;
             }
             let before = self.folders[index].clone();
-            let result = scan::bring_up_to_date(&self.arguments, &before).await;
+            let elsewhere: u64 = self.folders.iter().map(|folder| folder.files).sum::<u64>() - before.files;
+            let room = self.arguments.tuned.get().watcher.files_max.saturating_sub(elsewhere as usize);
+            let result = scan::bring_up_to_date(&self.arguments, &before, room).await;
             let folder = &mut self.folders[index];
             match result {
-                Ok(files) => {
-                    folder.files = files;
-                    folder.problem = None;
+                Ok(looked) => {
+                    folder.files = looked.files;
+                    folder.problem = looked.problem;
+                    if looked.root.is_some() && looked.root != folder.root {
+                        folder.root = looked.root;
+                        let folder = folder.clone();
+                        if let Err(error) = self.save(&folder).await {
+                            tracing::warn!(%error, "which folder it is could not be kept");
+                        }
+                    }
                 }
                 Err(error) => {
                     tracing::warn!(%error, "watched folder could not be looked through");
                     folder.problem = Some(error.to_string());
                 }
             }
-            folder.scanned_at = Some(self.arguments.clock.now());
+            self.folders[index].scanned_at = Some(self.arguments.clock.now());
         }
     }
 }

@@ -61,6 +61,11 @@ pub(crate) enum Command {
         /// The folder.
         folder: PathBuf,
     },
+    /// Check a backup and put it in the place of the store, while the daemon is stopped. What was there is kept beside it.
+    Restore {
+        /// The backup's folder.
+        folder: PathBuf,
+    },
     /// Purge forgotten bytes and compact the store now.
     Compact,
     /// Print counters in Prometheus' text form.

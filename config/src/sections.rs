@@ -161,8 +161,11 @@ section! {
         pending_operations_max: u32 = 4_096, number(1, 1_048_576), Restart;
         /// Bytes of text that wait for the journal; more is answered busy.
         pending_bytes_max: ByteSize = ByteSize::mib(64), size(ByteSize::mib(1), ByteSize::gib(16)), Restart;
-        /// With less free disk than this the store turns read-only until space is free again.
+        /// With less free disk than this new memories are refused until space is free again; forgetting goes on, and so do the rows
+        /// of the daemon's own log down to a quarter of it.
         disk_watermark: ByteSize = ByteSize::mib(256), size(ByteSize::new(0), ByteSize::gib(1_024)), Live;
+        /// Memory that the journal's library may use as cache.
+        journal_cache: ByteSize = ByteSize::mib(16), size(ByteSize::mib(1), ByteSize::gib(64)), Restart;
         /// Threads that search the index; 0 uses half of the processors.
         index_threads: u32 = 0, number(0, 256), Restart;
         /// Memories that one source may write in an hour; 0 sets no quota.
@@ -263,7 +266,7 @@ section! {
             }), Live;
         /// Larger files are passed over, with a warning.
         file_bytes_max: ByteSize = ByteSize::mib(4), size(ByteSize::kib(1), ByteSize::gib(1)), Live;
-        /// Files watched in all folders together.
+        /// Files watched in all folders together; those that are in memory already come first.
         files_max: u32 = 50_000, number(1, 10_000_000), Live;
     }
 }

@@ -69,7 +69,7 @@ impl BootError {
                 Some("install the newer version again, or restore a backup")
             }
             Self::Store(StoreError::Corrupt { .. }) => {
-                Some("restore a backup; the damaged files were left as they are")
+                Some("'mneme restore FOLDER' restores a backup; the damaged files were left as they are")
             }
             _ => None,
         }
@@ -128,8 +128,10 @@ pub async fn boot(config: Arc<Config>) -> Result<Daemon, BootError> {
 }
 
 async fn open_store(config: Arc<Config>) -> Result<Arc<dyn MemoryStore>, StoreError> {
-    let opened =
-        tokio::task::spawn_blocking(move || open_store_at(&config, &config.paths.state_dir.join("memory"))).await;
+    let opened = tokio::task::spawn_blocking(move || {
+        open_store_at(&config, &config.paths.state_dir.join(crate::restore::STORE_FOLDER))
+    })
+    .await;
     opened.unwrap_or_else(|_| Err(StoreError::Closed { reason: String::from("opening it panicked") }))
 }
 
@@ -140,6 +142,7 @@ fn open_store_at(config: &Config, folder: &Path) -> Result<Arc<dyn MemoryStore>,
             StateEngine::Sled => EngineKind::Sled,
             StateEngine::Redb | StateEngine::Memory => EngineKind::Redb,
         },
+        engine_cache_bytes: usize::try_from(settings.journal_cache.bytes()).unwrap_or(usize::MAX),
         index: IndexOptions {
             scan_threads: match settings.index_threads {
                 0 => std::thread::available_parallelism().map_or(1, |count| count.get().div_ceil(2)),

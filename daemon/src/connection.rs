@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use crate::convert::Caller;
-use crate::service::{Context, Service};
+use crate::service::{Context, Service, UPKEEP_TIMEOUT};
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 16 << 10;
@@ -180,7 +180,12 @@ impl Connection {
             let error = ErrorBody::new(ErrorKind::Busy, "too many requests of this connection are under way");
             return Err(with_id(error.retry_after_ms(BUSY_RETRY_MS)));
         };
-        let timeout = frame.deadline_ms.map_or(self.service.config().server.request_timeout, Duration::from_millis);
+        let usual = match &call {
+            // They go through every row: a caller that does not say gets the time that they may take.
+            Call::Backup(_) | Call::Compact(_) => UPKEEP_TIMEOUT,
+            _ => self.service.config().server.request_timeout,
+        };
+        let timeout = frame.deadline_ms.map_or(usual, Duration::from_millis);
         let (events, stream) = mpsc::channel(EVENTS_MAX);
         let context = Context {
             caller: who,

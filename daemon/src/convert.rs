@@ -401,6 +401,9 @@ pub fn refusal_body(refusal: &Refusal) -> ErrorBody {
             ErrorBody::new(ErrorKind::Conflict, message).hint(format!("supersede {by} instead"))
         }
         Refusal::Invalid { .. } => invalid(message),
+        Refusal::ReadOnly { .. } => {
+            ErrorBody::new(ErrorKind::ReadOnly, message).hint("free space on the disk; nothing was lost")
+        }
         Refusal::QuotaExceeded { retry_after_ms, .. } => {
             ErrorBody::new(ErrorKind::QuotaExceeded, message).retry_after_ms(*retry_after_ms)
         }
@@ -410,10 +413,12 @@ pub fn refusal_body(refusal: &Refusal) -> ErrorBody {
 
 fn store_body(error: &StoreError) -> ErrorBody {
     match error {
-        StoreError::ReadOnly { .. } => {
+        StoreError::ReadOnly { .. } | StoreError::NoRoom { .. } => {
             ErrorBody::new(ErrorKind::ReadOnly, error.to_string()).hint("free space on the disk; nothing was lost")
         }
         StoreError::InvalidQuery { .. } => invalid(error.to_string()),
+        StoreError::NotRewritten { .. } => ErrorBody::new(ErrorKind::StoreFailed, error.to_string())
+            .hint("nothing is lost and the daemon goes on; its log says what failed"),
         _ => ErrorBody::new(ErrorKind::StoreFailed, error.to_string())
             .hint("nothing acknowledged is lost; the daemon restarts, and its log says what failed"),
     }

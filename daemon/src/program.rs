@@ -1,5 +1,6 @@
 //! The program: reads the configuration, boots, waits for signals, stops in order.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -34,6 +35,9 @@ struct Arguments {
     /// Set one key, such as `memory.engine=redb`. May be repeated.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
+    /// Check the backup in this folder, put it in the place of the store and end. What was there is kept beside it.
+    #[arg(long, value_name = "FOLDER")]
+    restore: Option<PathBuf>,
 }
 
 /// Runs the daemon until a signal, a drain or a fault ends it.
@@ -44,15 +48,31 @@ pub fn main() -> ExitCode {
         Ok(config) => Arc::new(config),
         Err(error) => return fail(&error, Some("'mneme config check' explains every key"), EXIT_CONFIG),
     };
+    if let Some(backup) = arguments.restore {
+        return restore(&config, &backup);
+    }
     let log = match logging::start(&config) {
         Ok(log) => log,
         Err(error) => return fail(error.as_ref(), None, EXIT_CONFIG),
     };
     logging::log_panics();
+    crate::limits::raise_file_limit(u64::from(config.server.connections_max));
     let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(WORKERS_MAX);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
     match runtime {
         Ok(runtime) => runtime.block_on(run(config, sources, log)),
+        Err(error) => fail(&error, None, EXIT_FAULT),
+    }
+}
+
+/// Restores a backup and says what came of it, in one line of JSON for `mneme restore`.
+fn restore(config: &Config, backup: &std::path::Path) -> ExitCode {
+    let restored = match crate::restore::restore(config, backup) {
+        Ok(restored) => restored,
+        Err(error) => return fail(&error, error.hint(), EXIT_FAULT),
+    };
+    match writeln!(std::io::stdout(), "{}", serde_json::json!(restored)) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, None, EXIT_FAULT),
     }
 }
@@ -80,8 +100,7 @@ async fn run(config: Arc<Config>, sources: Sources, log: logging::LogHandle) -> 
     let mut daemon = match boot(Arc::clone(&config)).await {
         Ok(daemon) => daemon,
         Err(error) => {
-            let code = if matches!(error, BootError::Store(_)) { EXIT_FAULT } else { EXIT_CONFIG };
-            return fail(&error, error.hint(), code);
+            return fail(&error, error.hint(), exit_code(&error));
         }
     };
     let (updates, mut updated) = mpsc::channel(UPDATES_MAX);
@@ -131,6 +150,15 @@ async fn run(config: Arc<Config>, sources: Sources, log: logging::LogHandle) -> 
     }
 }
 
+/// What a start that failed ends with. Only what a person has to put right ends with the status that service managers do not
+/// restart on: folder, lock, socket. A store or an actor that could not start may well start the next time.
+const fn exit_code(error: &BootError) -> u8 {
+    match error {
+        BootError::Folder { .. } | BootError::Lock(_) | BootError::Listen(_) => EXIT_CONFIG,
+        BootError::Store(_) | BootError::Actors(_) => EXIT_FAULT,
+    }
+}
+
 async fn next(wishes: &mut Option<mpsc::Receiver<ReloadReply>>) -> Option<ReloadReply> {
     match wishes {
         Some(wishes) => wishes.recv().await,
@@ -164,4 +192,21 @@ fn apply(daemon: &Daemon, update: Update, log: &logging::LogHandle) -> Result<Re
     };
     systemd::ready();
     outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_person_has_to_put_right_ends_with_the_status_that_is_not_restarted_on() {
+        let code = |error: BootError| exit_code(&error);
+        let closed = mneme_memory::StoreError::Closed { reason: "input/output error".into() };
+        assert_eq!(code(BootError::Store(closed)), EXIT_FAULT);
+        assert_eq!(code(BootError::Actors(mneme_actors::system::StartError::new("no row yet"))), EXIT_FAULT);
+        let held = crate::lock::LockError::Held { folder: PathBuf::from("/state"), holder: "pid 1".into() };
+        assert_eq!(code(BootError::Lock(held)), EXIT_CONFIG);
+        let source = std::io::Error::other("not a folder");
+        assert_eq!(code(BootError::Folder { folder: PathBuf::from("/state"), source }), EXIT_CONFIG);
+    }
 }

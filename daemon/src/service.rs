@@ -43,7 +43,7 @@ const DECISIONS_MAX: u32 = 1_000;
 /// Canvas events that wait to be sent to a slow client; newer ones are dropped.
 const CANVAS_EVENTS_MAX: usize = 64;
 /// How long upkeep and backups may take.
-const UPKEEP_TIMEOUT: Duration = Duration::from_mins(30);
+pub(crate) const UPKEEP_TIMEOUT: Duration = Duration::from_mins(30);
 /// How long a submitted generation may take.
 const TASK_TIMEOUT: Duration = Duration::from_mins(30);
 

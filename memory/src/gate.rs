@@ -30,7 +30,7 @@ pub const DOCUMENT_VALUE_BYTES_MAX: usize = 4 << 20;
 /// One operation writes at most this many documents.
 pub const DOCUMENTS_MAX: usize = 1_000;
 /// Times lie between the years 0001 and 9999, so that each has an RFC 3339 form (milliseconds since 1970).
-const TIME_MILLIS: std::ops::RangeInclusive<i64> = -62_135_596_800_000..=253_402_207_199_999;
+pub(crate) const TIME_MILLIS: std::ops::RangeInclusive<i64> = -62_135_596_800_000..=253_402_207_199_999;
 
 /// The stretch that quotas count in, in pieces (ms).
 pub const QUOTA_BUCKET_MS: i64 = 5 * 60 * 1_000;

@@ -25,6 +25,6 @@ pub use durable::{DurableOptions, DurableStore, StoreLimits};
 pub use oracle::InMemoryStore;
 pub use recall::{HalfVectors, IndexOptions, RankedHit, RankedRecall, RecallIndex, context_texts};
 pub use store::{
-    AckLevel, Document, MaintenanceReport, MaintenanceTask, MemoryStore, Operation, OperationKind, OperationOutcome,
+    Document, MaintenanceReport, MaintenanceTask, MemoryStore, Operation, OperationKind, OperationOutcome,
     OperationResult, PendingEmbedding, Refusal, Scan, StoreError, StoreHealth, StoreStats,
 };

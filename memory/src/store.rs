@@ -9,19 +9,6 @@ use crate::domain::{ForgetReceipt, ForgetSelector, Memory, NewMemory, Recall, Re
 use crate::durable::options::StoreLimits;
 use crate::transfer::ImportReport;
 
-/// How far a write has got when it is acknowledged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AckLevel {
-    /// In memory only: lost at a crash. Opt-in.
-    Accepted,
-    /// In the synced journal: survives a power cut. The default.
-    #[default]
-    Durable,
-    /// Applied to every index.
-    Indexed,
-}
-
 /// One change, named by its client so that sending it twice does it once.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Operation {
@@ -132,6 +119,14 @@ pub enum Refusal {
         /// Its replacement.
         by: MemoryId,
     },
+    /// The disk is nearly full: what takes room is refused, before it can fail half way.
+    #[error("store is read-only: {free_bytes} bytes are free on its disk, the watermark is {watermark_bytes}")]
+    ReadOnly {
+        /// What is free.
+        free_bytes: u64,
+        /// What must stay free.
+        watermark_bytes: u64,
+    },
     /// A field is out of its bounds.
     #[error("{field} {problem}")]
     Invalid {
@@ -198,6 +193,22 @@ pub enum StoreError {
         free_bytes: u64,
         /// What must stay free.
         watermark_bytes: u64,
+    },
+    /// A rewrite of the files would fill the disk. It was not begun, or broken off; nothing was changed.
+    #[error("files cannot be rewritten: {needed_bytes} bytes are needed for it, {free_bytes} are free on the disk")]
+    NoRoom {
+        /// What has to be free.
+        needed_bytes: u64,
+        /// What is free.
+        free_bytes: u64,
+    },
+    /// A rewrite of the files failed before the new ones were in use, or could not remove the old ones. The store is well, and
+    /// serves from complete files; the rewrite is tried again later.
+    #[error("files were not rewritten")]
+    NotRewritten {
+        /// Why.
+        #[source]
+        source: Box<StoreError>,
     },
     /// An earlier fault closed the store.
     #[error("store is closed after an earlier fault: {reason}")]
@@ -387,6 +398,11 @@ pub trait MemoryStore: Send + Sync + std::fmt::Debug {
     /// Puts other limits into force for what comes after.
     fn set_limits(&self, limits: StoreLimits);
 
-    /// Counts and sizes. Cheap: no scan.
+    /// Counts and sizes: no scan, but sizes may be some seconds old.
     fn stats(&self) -> StoreStats;
+
+    /// The last change. Free of charge.
+    fn lsn(&self) -> Lsn {
+        self.stats().lsn
+    }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::ops::{Bound, ControlFlow};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use mneme_base::{Embedding, EmbeddingGeneration, Lsn, MemoryId, Namespace, OpId, Provenance, Timestamp, TrustTier};
@@ -244,6 +244,8 @@ struct Failing {
     rows: RamEngine,
     broken: AtomicBool,
     fault: Mutex<Option<String>>,
+    disk_bytes: AtomicU64,
+    scans: AtomicU64,
 }
 
 impl StateEngine for Failing {
@@ -260,6 +262,7 @@ impl StateEngine for Failing {
         to: Bound<&[u8]>,
         visit: &mut Visit<'_>,
     ) -> Result<(), StoreError> {
+        self.scans.fetch_add(1, Ordering::SeqCst);
         self.rows.scan(table, from, to, visit)
     }
     fn commit(&self, batch: &WriteBatch) -> Result<(), StoreError> {
@@ -276,7 +279,7 @@ impl StateEngine for Failing {
         self.rows.copy_to(folder)
     }
     fn disk_bytes(&self) -> u64 {
-        0
+        self.disk_bytes.load(Ordering::SeqCst)
     }
     fn fault(&self) -> Option<String> {
         self.fault.lock().unwrap().clone()
@@ -301,6 +304,25 @@ fn after_a_fault_nothing_is_acknowledged_and_nothing_of_the_batch_is_seen() {
 }
 
 #[test]
+fn rows_are_counted_for_a_compaction_when_the_files_have_grown_and_not_every_time() {
+    let engine = Arc::new(Failing::default());
+    let store = DurableStore::over(engine.clone(), Path::new(""), options(EngineKind::Memory)).unwrap();
+    outcome(&store, 1, note("one"), now());
+    engine.disk_bytes.store(64 << 20, Ordering::SeqCst);
+    let scans = |at: Timestamp| {
+        let before = engine.scans.load(Ordering::SeqCst);
+        store.maintain(MaintenanceTask::Compact, at).unwrap();
+        engine.scans.load(Ordering::SeqCst) - before
+    };
+    assert!(scans(now()) > 0);
+    outcome(&store, 2, note("two"), now());
+    assert_eq!(scans(now().plus_millis(600_000)), 0, "nothing that a rewrite could give back");
+    engine.disk_bytes.store(80 << 20, Ordering::SeqCst);
+    assert!(scans(now().plus_millis(1_200_000)) > 0, "the files have grown");
+    assert!(scans(now().plus_millis(2 * 24 * 3_600_000)) > 0, "a day has passed");
+}
+
+#[test]
 fn a_nearly_full_disk_refuses_writes_but_not_forgetting() {
     let folder = tempfile::tempdir().unwrap();
     let id = {
@@ -309,13 +331,77 @@ fn a_nearly_full_disk_refuses_writes_but_not_forgetting() {
     };
     let full = DurableOptions { disk_watermark_bytes: u64::MAX, ..options(EngineKind::Redb) };
     let store = DurableStore::open(folder.path(), full).unwrap();
-    let batch = [Operation { op_id: OpId::new(2), kind: note("more") }];
-    assert!(matches!(store.apply(&batch, now()), Err(StoreError::ReadOnly { .. })));
+    let forget = OperationKind::Forget(ForgetSelector::Ids(vec![id]));
     assert!(matches!(store.stats().health, StoreHealth::ReadOnly { .. }));
     assert!(store.get(id).unwrap().is_some(), "reads go on");
-    let forget = OperationKind::Forget(ForgetSelector::Ids(vec![id]));
-    assert!(outcome(&store, 3, forget, now()).result.is_ok());
+    assert!(outcome(&store, 1, note("takes room"), now()).replayed, "what was done before is told again");
+    // Others that share the commit are refused, each for itself.
+    let document =
+        |value| OperationKind::Documents(vec![Document { collection: "log".into(), key: "a".into(), value }]);
+    let kinds = [note("more"), forget, document(Some(vec![1])), document(None)];
+    let batch: Vec<Operation> =
+        kinds.into_iter().zip(2..).map(|(kind, op)| Operation { op_id: OpId::new(op), kind }).collect();
+    let outcomes = store.apply(&batch, now()).unwrap();
+    let refused: Vec<bool> =
+        outcomes.iter().map(|outcome| matches!(outcome.result, Err(Refusal::ReadOnly { .. }))).collect();
+    assert_eq!(refused, [true, false, true, false], "{outcomes:?}");
     assert_eq!(store.get(id).unwrap(), None);
+}
+
+#[test]
+fn the_log_of_a_nearly_full_daemon_is_still_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let free = rustix::fs::statvfs(folder.path()).unwrap();
+    // Twice of what is free: others may fill or empty the disk meanwhile by less than that.
+    let low = DurableOptions { disk_watermark_bytes: 2 * free.f_bavail * free.f_frsize, ..options(EngineKind::Redb) };
+    let store = DurableStore::open(folder.path(), low).unwrap();
+    let refused = outcome(&store, 1, note("more"), now());
+    assert!(matches!(refused.result, Err(Refusal::ReadOnly { .. })), "{refused:?}");
+    let row = Document { collection: "log".into(), key: "a".into(), value: Some(vec![1]) };
+    assert!(outcome(&store, 2, OperationKind::Documents(vec![row]), now()).result.is_ok());
+}
+
+/// A file system of its own, in memory; `None` where the machine does not allow it.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn new(megabytes: u32) -> Option<Self> {
+        let disk = Self(tempfile::tempdir().unwrap());
+        disk.mount(&format!("size={megabytes}m")).then_some(disk)
+    }
+    fn mount(&self, options: &str) -> bool {
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", options, "none"]).arg(self.0.path()).stderr(std::process::Stdio::null());
+        mount.status().is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_purge_without_room_is_put_off_and_the_store_goes_on() {
+    for engine in ENGINES {
+        let Some(disk) = SmallDisk::new(48) else {
+            println!("skipped: a file system in memory needs root");
+            return;
+        };
+        let folder = disk.0.path().join("store");
+        let store = DurableStore::open(&folder, options(engine)).unwrap();
+        let id = id_of(outcome(&store, 1, note("kQ7vX2pLw9TzR4mB8nYcJ6hG1sDfA0eU"), now()));
+        outcome(&store, 2, OperationKind::Forget(ForgetSelector::Ids(vec![id])), now());
+        let put_off = store.maintain(MaintenanceTask::Purge, now());
+        assert!(matches!(put_off, Err(StoreError::NoRoom { .. })), "{engine}: {put_off:?}");
+        assert_eq!(store.stats().purge_pending, 1);
+        assert_eq!(store.stats().health, StoreHealth::Healthy);
+        assert!(outcome(&store, 3, note("goes on"), now()).result.is_ok(), "{engine}");
+        assert!(disk.mount("remount,size=512m"), "the disk has room again");
+        assert_eq!(store.maintain(MaintenanceTask::Purge, now()).unwrap().items, 1);
+        assert_eq!(files_with(&folder, b"kQ7vX2pLw9TzR4mB8nYcJ6hG1sDfA0eU"), 0, "{engine}");
+    }
 }
 
 #[test]

@@ -162,3 +162,91 @@ fn a_copy_goes_only_into_an_empty_folder() {
     assert_eq!(fs_err::read(target.path().join("mine")).unwrap(), b"precious");
     assert_eq!(engine.fault(), None, "a refused copy is no fault of the engine");
 }
+
+/// The rows of a store with one of them.
+fn with_one_row(folder: &Path, kind: EngineKind) {
+    let engine = open(folder, kind).unwrap();
+    let mut batch = WriteBatch::default();
+    batch.put(Table::Memory, *b"key", *b"precious");
+    engine.commit(&batch).unwrap();
+}
+
+#[test]
+fn a_store_that_has_lost_the_name_of_its_generation_is_never_erased() {
+    for kind in DISK_ENGINES {
+        let folder = tempfile::tempdir().unwrap();
+        let current = folder.path().join("current.json");
+        with_one_row(folder.path(), kind);
+        fs_err::remove_file(&current).unwrap();
+        let engine = open(folder.path(), EngineKind::Redb).unwrap();
+        assert_eq!(engine.kind(), kind, "the files say which engine they are of");
+        assert_eq!(engine.get(Table::Memory, b"key").unwrap(), Some(b"precious".to_vec()), "{kind}");
+        assert!(current.exists(), "{kind}: and it is named again");
+        // A rewrite's generation could be half a copy: it is not taken on trust, and not removed.
+        engine.rewrite().unwrap();
+        drop(engine);
+        let second = folder.path().join("generation-2");
+        let kept = fs_err::read(&current).unwrap();
+        fs_err::remove_file(&current).unwrap();
+        assert!(matches!(open(folder.path(), kind), Err(StoreError::Corrupt { .. })), "{kind}");
+        fs_err::create_dir(folder.path().join("generation-1")).unwrap();
+        assert!(matches!(open(folder.path(), kind), Err(StoreError::Corrupt { .. })), "{kind}");
+        assert!(second.exists());
+        fs_err::write(&current, kept).unwrap();
+        let engine = open(folder.path(), kind).unwrap();
+        assert_eq!(engine.get(Table::Memory, b"key").unwrap(), Some(b"precious".to_vec()), "{kind}");
+    }
+}
+
+#[test]
+fn a_name_whose_generation_is_gone_is_damage_and_no_new_store() {
+    for kind in DISK_ENGINES {
+        let folder = tempfile::tempdir().unwrap();
+        with_one_row(folder.path(), kind);
+        let (first, away) = (folder.path().join("generation-1"), folder.path().join("generation-7"));
+        fs_err::rename(&first, &away).unwrap();
+        assert!(matches!(open(folder.path(), kind), Err(StoreError::Corrupt { .. })), "{kind}");
+        assert!(away.exists(), "{kind}");
+        fs_err::create_dir(&first).unwrap();
+        assert!(matches!(open(folder.path(), kind), Err(StoreError::Corrupt { .. })), "{kind}: an empty one too");
+    }
+}
+
+#[test]
+fn a_crash_while_the_first_files_are_made_leaves_nothing_in_the_way() {
+    for kind in DISK_ENGINES {
+        let folder = tempfile::tempdir().unwrap();
+        let first = folder.path().join("generation-1");
+        fs_err::create_dir(&first).unwrap();
+        drop(open(folder.path(), kind).unwrap());
+        fs_err::remove_file(folder.path().join("current.json")).unwrap();
+        fs_err::remove_dir_all(&first).unwrap();
+        fs_err::create_dir(&first).unwrap();
+        fs_err::write(first.join("state.redb"), b"half a header").unwrap();
+        fs_err::write(folder.path().join("making"), b"").unwrap();
+        with_one_row(folder.path(), kind);
+        assert!(!folder.path().join("making").exists());
+        assert_eq!(open(folder.path(), kind).unwrap().kind(), kind);
+    }
+}
+
+#[test]
+fn a_rewrite_that_cannot_be_made_closes_nothing_and_is_made_later() {
+    for kind in DISK_ENGINES {
+        let folder = tempfile::tempdir().unwrap();
+        with_one_row(folder.path(), kind);
+        let engine = open(folder.path(), kind).unwrap();
+        let in_the_way = folder.path().join("generation-2");
+        fs_err::write(&in_the_way, b"a file where the new files should be").unwrap();
+        assert!(matches!(engine.rewrite(), Err(StoreError::NotRewritten { .. })), "{kind}");
+        assert_eq!(engine.fault(), None, "{kind}");
+        let mut batch = WriteBatch::default();
+        batch.put(Table::Memory, *b"after", *b"it");
+        engine.commit(&batch).unwrap();
+        fs_err::remove_file(&in_the_way).unwrap();
+        engine.rewrite().unwrap();
+        drop(engine);
+        let engine = open(folder.path(), kind).unwrap();
+        assert_eq!(engine.get(Table::Memory, b"after").unwrap(), Some(b"it".to_vec()), "{kind}");
+    }
+}

@@ -1,49 +1,43 @@
 //! Compares a folder with what is in memory of it, and carries the difference over.
 //!
-//! Each file is a thread of chunks; a row for each file keeps its hash and its chunks' hashes. A changed file costs the chunks
-//! that changed: chunks with a known hash stay, new ones are remembered, gone ones forgotten.
+//! Each file is a thread of chunks; a row for each file keeps its hash and its chunks' hashes ([`super::rows`]). A changed file costs
+//! the chunks that changed: chunks with a known hash stay, new ones are remembered, gone ones forgotten.
+//!
+//! A file is forgotten when it is gone, and not when it could not be looked at ([`super::listing`]). A row is marked before its file's
+//! chunks change and unmarked with the last of them: where a crash has left a mark, the whole thread is forgotten and read anew,
+//! because nobody knows which chunks came into being.
 
 use fs_err::os::unix::fs::OpenOptionsExt as _;
-use std::collections::BTreeMap;
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
 use mneme_base::{ContentHash, MemoryId, OpId, Provenance, SourceLocation, Timestamp, TrustTier};
 use mneme_memory::domain::TEXT_BYTES_MAX;
 use mneme_memory::{
-    Document, ForgetSelector, MemoryKind, Metadata, NewMemory, Operation, OperationKind, OperationResult,
+    ForgetSelector, MemoryKind, Metadata, NewMemory, Operation, OperationKind, OperationOutcome, OperationResult,
+    Refusal,
 };
 use mneme_text::chunk::{ChunkOptions, TextFormat, chunk};
-use serde::{Deserialize, Serialize};
 
-use super::{Arguments, WatchFolder, WatcherOptions};
+use super::listing::{self, Found, Listing, RootId};
+use super::rows::{FileRow, read_rows, row_of};
+use super::{Arguments, WRITE_TIMEOUT, WatchFolder};
 use crate::call::{ActorError, deadline_in};
-use crate::memory::MemoryHandle;
 
-/// The collection of files that were read.
-const FILES: &str = "watch_files";
-/// Rows that are read at once.
-const ROWS_PAGE: usize = 1_000;
-/// How deep folders are followed.
-const DEPTH_MAX: usize = 32;
-/// How long one file's changes may take to become durable.
-const WRITE_TIMEOUT: Duration = Duration::from_mins(1);
+/// Chunks that one transaction remembers: what a file of megabytes brings must not fill the journal's queue.
+const CHUNKS_A_WRITE: usize = 256;
+/// The title of a chunk is cut at this length (bytes): headings can be as long as paragraphs.
+const TITLE_BYTES_MAX: usize = 1 << 10;
 
-/// What is known of a file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct FileRow {
-    hash: ContentHash,
-    modified_ms: i64,
-    bytes: u64,
-    chunks: Vec<(ContentHash, MemoryId)>,
-}
-
-/// A file as it lies in the folder.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Found {
-    modified_ms: i64,
-    bytes: u64,
+/// What came of looking through a folder.
+#[derive(Debug)]
+pub(super) struct Looked {
+    /// How many of its files are in memory.
+    pub(super) files: u64,
+    /// Which folder it was, when it was not empty.
+    pub(super) root: Option<RootId>,
+    /// What could not be done.
+    pub(super) problem: Option<String>,
 }
 
 /// The source of everything that was read from a folder, by which it can be revoked.
@@ -51,136 +45,83 @@ pub(super) fn source_of(folder: &Path) -> String {
     format!("file:{}", folder.display())
 }
 
-/// Brings the memory up to the folder. Returns how many of its files are in memory.
-pub(super) async fn bring_up_to_date(arguments: &Arguments, folder: &WatchFolder) -> Result<u64, ActorError> {
+/// Brings the memory up to the folder. It may have so many files.
+pub(super) async fn bring_up_to_date(
+    arguments: &Arguments,
+    folder: &WatchFolder,
+    files_max: usize,
+) -> Result<Looked, ActorError> {
     let known = read_rows(&arguments.memory, folder).await?;
     let (root, options) = (folder.folder.clone(), arguments.tuned.get().watcher.clone());
-    let listed = tokio::task::spawn_blocking(move || list(&root, &options)).await;
-    let found = listed.map_err(|_| ActorError::Stopped { actor: "watcher" })??;
-    for (path, row) in &known {
-        if !found.contains_key(path) {
-            forget(arguments, folder, path, row).await?;
-        }
+    let listed = tokio::task::spawn_blocking(move || listing::list(&root, &options)).await;
+    let listing = listed.map_err(|_| ActorError::Stopped { actor: "watcher" })??;
+    if listing.is_bare && !known.is_empty() && folder.root != Some(listing.root) {
+        let problem = "is empty and not the folder that was read: is its disk mounted? What was read from it stays";
+        return Err(ActorError::invalid("folder", problem));
+    }
+    for path in known.keys().filter(|path| listing.is_gone(path)) {
+        forget(arguments, folder, path).await?;
     }
     let mut files = 0;
-    for (path, file) in &found {
+    let mut room = files_max.saturating_sub(known.len());
+    let mut left_out = 0;
+    for (path, file) in &listing.found {
         let before = known.get(path);
-        let same = before.is_some_and(|row| row.modified_ms == file.modified_ms && row.bytes == file.bytes);
+        if before.is_none() && room == 0 {
+            left_out += 1;
+            continue;
+        }
+        room -= usize::from(before.is_none());
         // One unreadable file must not keep the others out.
-        let read = if same { Ok(true) } else { bring_file(arguments, folder, path, before).await };
+        let read = if is_same(before, file) { Ok(true) } else { bring_file(arguments, folder, path, before).await };
         match read {
             Ok(in_memory) => files += u64::from(in_memory),
+            Err(error @ ActorError::Refused(Refusal::ReadOnly { .. } | Refusal::QuotaExceeded { .. })) => {
+                return Err(error);
+            }
             Err(error @ (ActorError::Invalid { .. } | ActorError::Refused(_))) => {
                 tracing::warn!(path = %path.display(), %error, "file is passed over");
             }
             Err(error) => return Err(error),
         }
     }
-    Ok(files)
+    let problem = problem_of(&listing, left_out, arguments.tuned.get().watcher.files_max);
+    Ok(Looked { files, root: (!listing.is_bare).then_some(listing.root), problem })
 }
 
-/// Drops what is known of a folder's files; the memories stay.
-pub(super) async fn drop_rows(memory: &MemoryHandle, folder: &WatchFolder) -> Result<(), ActorError> {
-    let paths = read_rows(memory, folder).await?;
-    let rows: Vec<Document> = paths.keys().map(|path| row_of(folder, path, None)).collect();
-    if rows.is_empty() { Ok(()) } else { memory.put_documents(rows, deadline_in(WRITE_TIMEOUT)).await }
+fn is_same(before: Option<&FileRow>, file: &Found) -> bool {
+    before.is_some_and(|row| !row.unsettled && row.modified_ms == file.modified_ms && row.bytes == file.bytes)
 }
 
-fn prefix_of(folder: &WatchFolder) -> String {
-    // A line end cannot be told from a path's own characters by the eye, but it ends the folder's part of the key for sure.
-    format!("{}\n", folder.folder.display())
-}
-
-fn row_of(folder: &WatchFolder, path: &Path, row: Option<&FileRow>) -> Document {
-    let value = row.map(|row| serde_json::to_vec(row).expect("a row is plain data"));
-    Document { collection: FILES.into(), key: format!("{}{}", prefix_of(folder), path.display()), value }
-}
-
-async fn read_rows(memory: &MemoryHandle, folder: &WatchFolder) -> Result<BTreeMap<PathBuf, FileRow>, ActorError> {
-    let prefix = prefix_of(folder);
-    let mut rows = BTreeMap::new();
-    let mut after = None;
-    loop {
-        let page = memory.documents(FILES, prefix.clone(), after, ROWS_PAGE, deadline_in(WRITE_TIMEOUT)).await?;
-        let is_last = page.len() < ROWS_PAGE;
-        after = page.last().map(|row| row.key.clone());
-        for row in page {
-            let path = row.key.strip_prefix(&prefix).unwrap_or_default();
-            let parsed = row.value.as_deref().and_then(|value| serde_json::from_slice(value).ok());
-            if let Some(parsed) = parsed {
-                rows.insert(PathBuf::from(path), parsed);
-            }
-        }
-        if is_last {
-            return Ok(rows);
-        }
+fn problem_of(listing: &Listing, left_out: usize, files_max: usize) -> Option<String> {
+    if let Some(first) = listing.unread.first() {
+        let count = listing.unread.len();
+        return Some(format!("{count} places cannot be read, {} first; what was read of them stays", first.display()));
     }
-}
-
-/// Lists the files that are to be read. Hidden files and folders, and links, are left out: a link could lead anywhere.
-fn list(root: &Path, options: &WatcherOptions) -> Result<BTreeMap<PathBuf, Found>, ActorError> {
-    let mut found = BTreeMap::new();
-    let mut folders = vec![(root.to_path_buf(), 0)];
-    while let Some((folder, depth)) = folders.pop() {
-        let entries = match fs_err::read_dir(&folder) {
-            Ok(entries) => entries,
-            // The root being away is told; a folder inside may have been deleted between listing and reading.
-            Err(error) if depth == 0 => return Err(ActorError::invalid("folder", error.to_string())),
-            Err(_) => continue,
-        };
-        for entry in entries.filter_map(Result::ok) {
-            let path = entry.path();
-            let Ok(kind) = entry.file_type() else { continue };
-            if entry.file_name().to_string_lossy().starts_with('.') {
-                continue;
-            }
-            if kind.is_dir() && depth < DEPTH_MAX {
-                folders.push((path, depth + 1));
-            } else if kind.is_file() && wanted(&path, options) {
-                let Ok(metadata) = entry.metadata() else { continue };
-                if metadata.len() > options.file_bytes_max {
-                    tracing::warn!(path = %path.display(), bytes = metadata.len(), "file is too large and passed over");
-                    continue;
-                }
-                if found.len() >= options.files_max {
-                    tracing::warn!(
-                        files_max = options.files_max,
-                        "more files than may be watched; the rest is passed over"
-                    );
-                    return Ok(found);
-                }
-                let modified_ms = metadata
-                    .modified()
-                    .ok()
-                    .and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok())
-                    .map_or(0, |since| since.as_millis() as i64);
-                found.insert(path, Found { modified_ms, bytes: metadata.len() });
-            }
-        }
+    if listing.is_cut {
+        return Some(format!("has more files than can be looked through, watch.files_max is {files_max}"));
     }
-    Ok(found)
+    (left_out > 0).then(|| format!("has {left_out} files more than may be watched, watch.files_max is {files_max}"))
 }
 
-fn wanted(path: &Path, options: &WatcherOptions) -> bool {
-    let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
-    extension.is_some_and(|extension| options.extensions.contains(&extension))
+async fn write(arguments: &Arguments, kinds: Vec<OperationKind>) -> Result<Vec<OperationOutcome>, ActorError> {
+    let operations = kinds.into_iter().map(|kind| Operation { op_id: OpId::generate(), kind }).collect();
+    arguments.memory.apply_all(operations, deadline_in(WRITE_TIMEOUT)).await
 }
 
-async fn forget(arguments: &Arguments, folder: &WatchFolder, path: &Path, row: &FileRow) -> Result<(), ActorError> {
-    let ids: Vec<MemoryId> = row.chunks.iter().map(|(_, id)| *id).collect();
-    let mut operations = Vec::new();
-    if !ids.is_empty() {
-        operations.push(OperationKind::Forget(ForgetSelector::Ids(ids)));
-    }
-    operations.push(OperationKind::Documents(vec![row_of(folder, path, None)]));
-    let operations = operations.into_iter().map(|kind| Operation { op_id: OpId::generate(), kind }).collect();
-    for outcome in arguments.memory.apply_all(operations, deadline_in(WRITE_TIMEOUT)).await? {
-        // A chunk that the user has forgotten in the meantime is gone already.
-        if let Err(refusal) = outcome.result
-            && !matches!(refusal, mneme_memory::Refusal::NotFound { .. })
-        {
-            return Err(refusal.into());
-        }
+/// The name of a file as a thread: everything that was ever read from it is in it.
+fn thread_of(path: &Path) -> String {
+    format!("file:{}", path.display())
+}
+
+fn forget_thread(folder: &WatchFolder, path: &Path) -> OperationKind {
+    OperationKind::Forget(ForgetSelector::Thread { namespace: folder.namespace.clone(), thread: thread_of(path) })
+}
+
+async fn forget(arguments: &Arguments, folder: &WatchFolder, path: &Path) -> Result<(), ActorError> {
+    let row = OperationKind::Documents(vec![row_of(folder, path, None)]);
+    for outcome in write(arguments, vec![forget_thread(folder, path), row]).await? {
+        outcome.result?;
     }
     Ok(())
 }
@@ -196,15 +137,14 @@ async fn bring_file(
     let read = tokio::task::spawn_blocking(move || read_text(&to_read, bytes_max)).await;
     let (text, modified_ms) = read.map_err(|_| ActorError::Stopped { actor: "watcher" })??;
     let hash = ContentHash::of(text.as_bytes());
-    let mut row = FileRow { hash, modified_ms, bytes: text.len() as u64, chunks: Vec::new() };
-    if let Some(before) = before.filter(|before| before.hash == hash) {
+    let mut row = FileRow { hash, modified_ms, bytes: text.len() as u64, ..FileRow::default() };
+    let settled = before.filter(|before| !before.unsettled);
+    if let Some(before) = settled.filter(|before| before.hash == hash) {
         row.chunks.clone_from(&before.chunks);
-        let in_memory = !row.chunks.is_empty();
-        let rows = vec![row_of(folder, path, Some(&row))];
-        arguments.memory.put_documents(rows, deadline_in(WRITE_TIMEOUT)).await?;
-        return Ok(in_memory);
+        arguments.memory.put_documents(vec![row_of(folder, path, Some(&row))], deadline_in(WRITE_TIMEOUT)).await?;
+        return Ok(!row.chunks.is_empty());
     }
-    let mut old: Vec<(ContentHash, MemoryId)> = before.map(|before| before.chunks.clone()).unwrap_or_default();
+    let mut old: Vec<(ContentHash, MemoryId)> = settled.map(|before| before.chunks.clone()).unwrap_or_default();
     let mut kept = Vec::new();
     let mut fresh = Vec::new();
     for (position, memory) in memories_of(arguments, folder, path, &text, modified_ms).into_iter().enumerate() {
@@ -214,40 +154,58 @@ async fn bring_file(
             None => fresh.push((position, hash, memory)),
         }
     }
-    let ids = remember_all(arguments, fresh).await?;
-    let mut chunks: Vec<(usize, (ContentHash, MemoryId))> = kept.into_iter().chain(ids).collect();
+    let mark = FileRow { unsettled: true, ..before.cloned().unwrap_or_default() };
+    let mut first = vec![OperationKind::Documents(vec![row_of(folder, path, Some(&mark))])];
+    if before.is_some_and(|before| before.unsettled) {
+        first.push(forget_thread(folder, path));
+    }
+    let remembered = remember_all(arguments, first, fresh).await?;
+    let mut chunks: Vec<Numbered> = kept.into_iter().chain(remembered).collect();
     chunks.sort_by_key(|(position, _)| *position);
     row.chunks = chunks.into_iter().map(|(_, chunk)| chunk).collect();
     // An old chunk may have become the same memory as a new one (exact duplicates share a memory): it must stay then.
     old.retain(|(_, id)| !row.chunks.iter().any(|(_, kept)| kept == id));
+    let mut last = Vec::new();
     if !old.is_empty() {
-        let gone = FileRow { chunks: old, ..row.clone() };
-        forget(arguments, folder, path, &gone).await?;
+        last.push(OperationKind::Forget(ForgetSelector::Ids(old.into_iter().map(|(_, id)| id).collect())));
     }
-    let in_memory = !row.chunks.is_empty();
-    arguments.memory.put_documents(vec![row_of(folder, path, Some(&row))], deadline_in(WRITE_TIMEOUT)).await?;
-    Ok(in_memory)
+    last.push(OperationKind::Documents(vec![row_of(folder, path, Some(&row))]));
+    for outcome in write(arguments, last).await? {
+        outcome.result?;
+    }
+    Ok(!row.chunks.is_empty())
 }
 
 type Numbered = (usize, (ContentHash, MemoryId));
 
+/// Remembers chunks, after and together with what comes first. A chunk that is refused is left out: the others are worth having.
 async fn remember_all(
     arguments: &Arguments,
+    first: Vec<OperationKind>,
     fresh: Vec<(usize, ContentHash, NewMemory)>,
 ) -> Result<Vec<Numbered>, ActorError> {
-    if fresh.is_empty() {
-        return Ok(Vec::new());
-    }
-    let places: Vec<(usize, ContentHash)> = fresh.iter().map(|(position, hash, _)| (*position, *hash)).collect();
-    let operations = fresh
-        .into_iter()
-        .map(|(_, _, memory)| Operation { op_id: OpId::generate(), kind: OperationKind::Remember(memory) })
-        .collect();
-    let outcomes = arguments.memory.apply_all(operations, deadline_in(WRITE_TIMEOUT)).await?;
-    let mut numbered = Vec::with_capacity(places.len());
-    for ((position, hash), outcome) in places.into_iter().zip(outcomes) {
-        if let OperationResult::Remembered(receipt) = outcome.result? {
-            numbered.push((position, (hash, receipt.id)));
+    let mut numbered = Vec::with_capacity(fresh.len());
+    let mut before = first;
+    let mut fresh = fresh.into_iter().peekable();
+    while !before.is_empty() || fresh.peek().is_some() {
+        let mut places = Vec::new();
+        let lead = before.len();
+        let mut kinds = std::mem::take(&mut before);
+        for (position, hash, memory) in fresh.by_ref().take(CHUNKS_A_WRITE) {
+            places.push((position, hash));
+            kinds.push(OperationKind::Remember(memory));
+        }
+        let mut outcomes = write(arguments, kinds).await?.into_iter();
+        for outcome in outcomes.by_ref().take(lead) {
+            outcome.result?;
+        }
+        for ((position, hash), outcome) in places.into_iter().zip(outcomes) {
+            match outcome.result {
+                Ok(OperationResult::Remembered(receipt)) => numbered.push((position, (hash, receipt.id))),
+                Ok(_) => {}
+                Err(refusal @ (Refusal::ReadOnly { .. } | Refusal::QuotaExceeded { .. })) => return Err(refusal.into()),
+                Err(refusal) => tracing::warn!(error = %refusal, "chunk of a file is passed over"),
+            }
         }
     }
     Ok(numbered)
@@ -263,7 +221,6 @@ fn read_text(path: &Path, bytes_max: u64) -> Result<(String, i64), ActorError> {
     if !metadata.is_file() {
         return Err(ActorError::invalid("file", format!("{} is not a file", path.display())));
     }
-    let modified = metadata.modified().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
     let mut bytes = Vec::new();
     file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > bytes_max {
@@ -273,7 +230,15 @@ fn read_text(path: &Path, bytes_max: u64) -> Result<(String, i64), ActorError> {
         return Err(ActorError::invalid("file", format!("{} is not text", path.display())));
     }
     let text = String::from_utf8_lossy(&bytes).into_owned();
-    Ok((text, modified.map_or(0, |since| since.as_millis() as i64)))
+    Ok((text, listing::modified_ms(&metadata)))
+}
+
+/// The start of a title, no longer than [`TITLE_BYTES_MAX`].
+fn cut_title(mut title: String) -> String {
+    if title.len() > TITLE_BYTES_MAX {
+        title.truncate(title.floor_char_boundary(TITLE_BYTES_MAX));
+    }
+    title
 }
 
 fn memories_of(
@@ -297,9 +262,9 @@ fn memories_of(
         kind: MemoryKind::Chunk,
         text: piece.text.to_owned(),
         speaker: None,
-        thread: Some(format!("file:{}", path.display())),
+        thread: Some(thread_of(path)),
         position: Some(position as u64),
-        metadata: Metadata::from([(String::from("title"), title(piece.heading_path()))]),
+        metadata: Metadata::from([(String::from("title"), cut_title(title(piece.heading_path())))]),
         provenance: Provenance {
             client: String::from("watch"),
             session: None,

@@ -177,12 +177,16 @@ pub(super) fn forget(session: &Session, args: ForgetArgs) -> Result<(), CommandE
     if let Some(much) = much.filter(|_| !args.yes) {
         confirm(&much)?;
     }
-    let params = wire::ForgetParams { select, purge_now: args.purge };
+    let purge_now = args.purge;
+    let params = wire::ForgetParams { select, purge_now };
     let result = session.client()?.call_with::<methods::Forget>(params, session.call())?;
     session.out.result(&result, |result| {
         line(format!("{} {} memories at {}", good("forgotten"), result.ids.len(), result.hidden_at));
         match result.purged_at {
             Some(at) => line(format!("gone from every file at {at}")),
+            None if purge_now => {
+                line(warn("the purge was put off, the daemon's log says why: it is tried again within 24 h"));
+            }
             None => line(dim("their bytes are removed from every file within 24 h; --purge does it now")),
         }
         for adapter in &result.adapters_retired {

@@ -29,6 +29,9 @@ use crate::args::{Arguments, Command};
 use crate::error::CommandError;
 use crate::output::Output;
 
+/// How long upkeep and backups may take: as long as the daemon lets them.
+const UPKEEP_TIMEOUT: Duration = Duration::from_mins(30);
+
 /// What every command gets.
 pub(crate) struct Session {
     pub(crate) out: Output,
@@ -45,6 +48,11 @@ impl Session {
     /// Options of a call with the user's patience.
     pub(crate) fn call(&self) -> CallOptions {
         CallOptions { timeout: Some(self.timeout), ..CallOptions::default() }
+    }
+
+    /// Options of a call that rewrites or copies the whole store: a store of gigabytes takes minutes.
+    pub(crate) fn patient_call(&self) -> CallOptions {
+        CallOptions { timeout: Some(self.timeout.max(UPKEEP_TIMEOUT)), ..CallOptions::default() }
     }
 
     /// The daemon's socket.
@@ -74,6 +82,7 @@ pub(crate) fn run(arguments: Arguments, out: Output) -> Result<ExitCode, Command
         Command::Export(args) => transfer::export(&session, args),
         Command::Import(args) => return transfer::import(&session, args),
         Command::Backup { folder } => transfer::backup(&session, &folder),
+        Command::Restore { folder } => return transfer::restore(&session, &folder),
         Command::Compact => transfer::compact(&session),
         Command::Metrics => status::metrics(&session),
         Command::Doctor => return doctor::run(&session),

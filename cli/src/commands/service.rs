@@ -51,7 +51,7 @@ pub(super) fn find_program(name: &str) -> Option<PathBuf> {
     beside.into_iter().chain(on_path).find(|candidate| candidate.is_file())
 }
 
-fn daemon_or_error() -> Result<PathBuf, CommandError> {
+pub(super) fn daemon_or_error() -> Result<PathBuf, CommandError> {
     find_daemon().ok_or_else(|| CommandError::Usage {
         problem: String::from("mnemed is neither beside this program nor on the path"),
         hint: Some(String::from("install both programs into one folder")),

@@ -1,4 +1,4 @@
-//! export, import, backup, compact.
+//! export, import, backup, restore, compact.
 
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::process::ExitCode;
@@ -9,6 +9,7 @@ use mneme_ipc::methods;
 use mneme_ipc::types as wire;
 use serde::{Deserialize, Serialize};
 
+use super::service::daemon_or_error;
 use super::{Session, absolute};
 use crate::args::{ExportArgs, ImportArgs};
 use crate::error::CommandError;
@@ -53,6 +54,7 @@ pub(super) fn export(session: &Session, args: ExportArgs) -> Result<(), CommandE
 struct Imported {
     imported: u64,
     duplicates: u64,
+    superseded: u64,
     refused: u64,
     faults: Vec<String>,
 }
@@ -82,6 +84,7 @@ struct Line {
     trust: Option<mneme_base::TrustTier>,
     valid_from: Option<mneme_base::Timestamp>,
     valid_to: Option<mneme_base::Timestamp>,
+    superseded_by: Option<mneme_base::MemoryId>,
 }
 
 impl Line {
@@ -131,6 +134,8 @@ pub(super) fn import(session: &Session, args: ImportArgs) -> Result<ExitCode, Co
             continue;
         }
         match serde_json::from_str::<Line>(&text) {
+            // What was replaced would come back as if it still held.
+            Ok(entry) if entry.superseded_by.is_some() => result.superseded += 1,
             Ok(entry) => {
                 batch.push(entry.into_params(&args.namespace));
                 numbers.push(index + 1);
@@ -145,6 +150,9 @@ pub(super) fn import(session: &Session, args: ImportArgs) -> Result<ExitCode, Co
     bar.finish_and_clear();
     session.out.result(&result, |result| {
         line(format!("{} {} memories, {} known already", good("imported"), result.imported, result.duplicates));
+        if result.superseded > 0 {
+            line(format!("{} that had been replaced were left out", result.superseded));
+        }
         if result.refused > 0 {
             line(warn(format!("{} lines were refused", result.refused)));
             result.faults.iter().for_each(|fault| line(format!("  {fault}")));
@@ -176,12 +184,40 @@ fn send(
 
 pub(super) fn backup(session: &Session, folder: &std::path::Path) -> Result<(), CommandError> {
     let params = wire::BackupParams { folder: absolute(folder)? };
-    let result = session.client()?.call_with::<methods::Backup>(params, session.call())?;
+    let result = session.client()?.call_with::<methods::Backup>(params, session.patient_call())?;
     session.out.result(&result, |_| line(format!("{} into {}", good("verified copy written"), folder.display())))
 }
 
+/// What the daemon's program says of a restore.
+#[derive(Debug, Deserialize, Serialize)]
+struct Restored {
+    memories: u64,
+    folder: String,
+    kept: Option<String>,
+}
+
+/// Has the daemon's program restore: it knows where the store is, and that nobody uses it.
+pub(super) fn restore(session: &Session, folder: &std::path::Path) -> Result<ExitCode, CommandError> {
+    let program = daemon_or_error()?;
+    let mut command = std::process::Command::new(program);
+    command.arg("--restore").arg(absolute(folder)?).stderr(std::process::Stdio::inherit());
+    let output = command.output()?;
+    if !output.status.success() {
+        // It has said why.
+        return Ok(ExitCode::from(output.status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)));
+    }
+    let restored: Restored = serde_json::from_slice(&output.stdout).map_err(std::io::Error::from)?;
+    session.out.result(&restored, |restored| {
+        line(format!("{} {} memories into {}", good("restored"), restored.memories, restored.folder));
+        if let Some(kept) = &restored.kept {
+            line(format!("what was there is kept as {kept}"));
+        }
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
 pub(super) fn compact(session: &Session) -> Result<(), CommandError> {
-    let result = session.client()?.call_with::<methods::Compact>(wire::CompactParams {}, session.call())?;
+    let result = session.client()?.call_with::<methods::Compact>(wire::CompactParams {}, session.patient_call())?;
     session.out.result(&result, |result| {
         line(format!("{} given back to the disk", bytes(result.bytes_freed)));
         for (step, items) in &result.items {

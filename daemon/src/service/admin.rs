@@ -9,7 +9,7 @@ use mneme_memory::{MaintenanceTask, StoreHealth};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::{Context, Service, UPKEEP_TIMEOUT, absolute, folder_view, folders, health_words, told};
+use super::{Context, Service, absolute, folder_view, folders, health_words, told};
 use crate::metrics::resident_bytes;
 
 impl Service {
@@ -35,13 +35,11 @@ impl Service {
 
     pub(super) async fn backup(&self, folder: String, deadline: Instant) -> Result<wire::UpkeepResult, ErrorBody> {
         let folder = absolute(&folder)?;
-        let until = deadline.max(Instant::now() + UPKEEP_TIMEOUT);
-        let report = self.system.memory.backup(folder, until).await.map_err(told)?;
+        let report = self.system.memory.backup(folder, deadline).await.map_err(told)?;
         Ok(wire::UpkeepResult { items: BTreeMap::from([("backup".into(), report.items)]), bytes_freed: 0 })
     }
 
     pub(super) async fn compact(&self, deadline: Instant) -> Result<wire::UpkeepResult, ErrorBody> {
-        let until = deadline.max(Instant::now() + UPKEEP_TIMEOUT);
         let mut result = wire::UpkeepResult { items: BTreeMap::new(), bytes_freed: 0 };
         let steps = [
             ("purge", MaintenanceTask::Purge),
@@ -50,7 +48,7 @@ impl Service {
             ("cleanup", MaintenanceTask::Cleanup),
         ];
         for (name, step) in steps {
-            let report = self.system.memory.maintain(step, until).await.map_err(told)?;
+            let report = self.system.memory.maintain(step, deadline).await.map_err(told)?;
             result.items.insert(name.to_owned(), report.items);
             result.bytes_freed += report.bytes_freed;
         }

@@ -6,14 +6,27 @@ use mneme_evolution::registry::CardState;
 use mneme_ipc::types as wire;
 use mneme_ipc::{ErrorBody, ErrorKind};
 use mneme_memory::map::MAP_POINTS_MAX;
-use mneme_memory::{MaintenanceTask, Operation, OperationKind, OperationOutcome, OperationResult, Refusal, Scan};
+use mneme_memory::{
+    MaintenanceTask, Memory, Operation, OperationKind, OperationOutcome, OperationResult, Refusal, Scan,
+};
 use tokio::time::Instant;
 
 use super::{
-    Context, EXPORT_PAGE_DEFAULT, EXPORT_PAGE_MAX, IMPORT_BATCH_MAX, Service, health_words, remembered, told,
+    Chain, Context, EXPORT_PAGE_DEFAULT, EXPORT_PAGE_MAX, IMPORT_BATCH_MAX, Service, health_words, remembered, told,
     unexpected,
 };
 use crate::convert::{self, invalid};
+
+/// Memories that one forget names.
+const FORGET_IDS_MAX: usize = 1_000;
+/// A page of an export ends with the memory that brings it to this size (bytes of texts and notes).
+const EXPORT_PAGE_BYTES: usize = 2 << 20;
+/// Memories of an export that are read together: at most some ten megabytes.
+const EXPORT_STEP: usize = 32;
+
+fn bytes_of(memory: &Memory) -> usize {
+    memory.text.len() + memory.metadata.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>()
+}
 
 /// Points of a map that does not say how many.
 const MAP_POINTS_DEFAULT: u32 = 1_000;
@@ -24,7 +37,7 @@ impl Service {
         let Some(wanted) = wanted else {
             return Ok(());
         };
-        let last = self.system.memory.stats().lsn;
+        let last = self.system.memory.lsn();
         if wanted <= last {
             return Ok(());
         }
@@ -85,10 +98,14 @@ impl Service {
         params: wire::ForgetParams,
         context: &Context,
     ) -> Result<wire::ForgetResult, ErrorBody> {
-        if let wire::Selector::Ids(ids) = &params.select
-            && ids.is_empty()
-        {
-            return Err(invalid("select names no memory"));
+        if let wire::Selector::Ids(ids) = &params.select {
+            let count = ids.len();
+            if count == 0 {
+                return Err(invalid("select names no memory"));
+            }
+            if count > FORGET_IDS_MAX {
+                return Err(invalid(format!("select names {count} memories, allowed are 1 to {FORGET_IDS_MAX}")));
+            }
         }
         let before = self.adapters_alive(context.deadline).await;
         let outcome = self.apply(OperationKind::Forget(convert::selector(params.select)), context).await?;
@@ -100,8 +117,11 @@ impl Service {
         let mut purged_at = receipt.purged_at;
         if params.purge_now && purged_at.is_none() {
             let until = context.deadline;
-            self.system.memory.maintain(MaintenanceTask::Purge, until).await.map_err(told)?;
-            purged_at = Some(self.clock.now());
+            match self.system.memory.maintain(MaintenanceTask::Purge, until).await {
+                Ok(_) => purged_at = Some(self.clock.now()),
+                // What was asked for is forgotten, whatever the purge met: it is outstanding, and tried again on time.
+                Err(error) => tracing::warn!(error = %Chain(&error), "purge is put off"),
+            }
         }
         let after = self.adapters_alive(context.deadline).await;
         let adapters_retired = before.into_iter().filter(|adapter| !after.contains(adapter)).collect();
@@ -143,9 +163,21 @@ impl Service {
         if limit == 0 || limit > EXPORT_PAGE_MAX {
             return Err(invalid(format!("limit is {limit}, allowed are 1 to {EXPORT_PAGE_MAX}")));
         }
-        let scan = Scan { namespace: params.namespace, after: params.after, limit: limit as usize };
-        let memories = self.system.memory.scan(scan, context.deadline).await.map_err(told)?;
-        let next = (memories.len() == limit as usize).then(|| memories.last().map(|memory| memory.id)).flatten();
+        let limit = limit as usize;
+        let mut scan = Scan { namespace: params.namespace, after: params.after, limit: 0 };
+        let mut memories = Vec::new();
+        let mut bytes = 0;
+        let mut is_last = false;
+        // A memory can be hundreds of kilobytes: the page is full by number or by size.
+        while !is_last && memories.len() < limit && bytes < EXPORT_PAGE_BYTES {
+            scan.limit = EXPORT_STEP.min(limit - memories.len());
+            let step = self.system.memory.scan(scan.clone(), context.deadline).await.map_err(told)?;
+            is_last = step.len() < scan.limit;
+            scan.after = step.last().map_or(scan.after, |memory| Some(memory.id));
+            bytes += step.iter().map(bytes_of).sum::<usize>();
+            memories.extend(step);
+        }
+        let next = if is_last { None } else { memories.last().map(|memory| memory.id) };
         Ok(wire::ExportResult { memories: memories.into_iter().map(convert::memory_view).collect(), next })
     }
 
@@ -175,6 +207,8 @@ impl Service {
                     result.lsn = result.lsn.max(receipt.lsn);
                 }
                 Ok(_) => return Err(unexpected()),
+                // No fault of the entry: the request is to be sent again when there is room.
+                Err(refusal @ Refusal::ReadOnly { .. }) => return Err(convert::refusal_body(&refusal)),
                 Err(refusal) => result.refused.push((place as u64, refusal.to_string())),
             }
         }

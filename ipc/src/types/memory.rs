@@ -121,7 +121,7 @@ params! {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Filter {
-    /// Only these kinds.
+    /// Only these kinds. Each list has at most 64 entries.
     pub kinds: Vec<Kind>,
     /// Only these sources; a trailing `*` matches any ending.
     pub sources: Vec<String>,
@@ -276,7 +276,8 @@ result! {
     RecallResult {
         /// The hits, best first.
         hits: Vec<HitView>,
-        /// What was not available, such as `embedding`; the answer is from the rest.
+        /// What was not available, such as `embedding`; the answer is from the rest. `phrase`: more memories have the words of a phrase
+        /// in quotes than are looked at; the best of them were.
         #[serde(default)]
         degraded: Vec<String>,
         /// Probably nothing in the memory answers this.
@@ -376,7 +377,7 @@ params! {
         /// Start after this id.
         #[serde(default)]
         after: Option<MemoryId>,
-        /// At most this many, 1 to 1,000; 500 when missing.
+        /// At most this many, 1 to 1,000; 500 when missing. A page also ends when it has 2 MiB of text.
         #[serde(default)]
         limit: Option<u32>,
     }

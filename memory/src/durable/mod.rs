@@ -29,17 +29,19 @@ use std::fmt;
 use std::ops::{Bound, ControlFlow};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
 
 use mneme_base::{Embedding, EmbeddingGeneration, Lsn, MemoryId, Namespace, Timestamp};
 
 use crate::domain::{Memory, Recall, RecallQuery};
 use crate::durable::cache::MemoryCache;
-use crate::durable::operations::Context;
+use crate::durable::operations::{Context, Room};
 use crate::durable::record::RowError;
 use crate::durable::transaction::{Transaction, WriterState};
 use crate::gate;
 use crate::index::tokens::Tokenizer;
 use crate::recall::{RecallIndex, RowParts};
+use crate::state::folder::free_bytes;
 use crate::state::{RamEngine, StateEngine, Table, open_engine, scan_prefix};
 use crate::store::{
     Document, MaintenanceReport, MaintenanceTask, MemoryStore, Operation, OperationOutcome, PendingEmbedding, Scan,
@@ -54,6 +56,8 @@ pub use upkeep::restore;
 
 /// From so many changed memories on, a commit prepares the index on a second thread.
 const PREPARE_MIN: usize = 64;
+/// Sizes are counted anew after this.
+const SIZES_KEPT: Duration = Duration::from_secs(5);
 /// The state engine's folder inside the store's.
 const STATE_FOLDER: &str = "state";
 
@@ -82,7 +86,16 @@ pub struct DurableStore {
     projections: RwLock<Vec<Arc<dyn Projection>>>,
     opened_from_index_file: bool,
     /// Held for a whole step of upkeep: one at a time.
-    upkeep: Mutex<()>,
+    upkeep: Mutex<UpkeepState>,
+    /// Bytes on disk and of the index, and when they were counted.
+    sizes: Mutex<Option<(Instant, u64, u64)>>,
+}
+
+/// What upkeep remembers from one step to the next.
+#[derive(Debug, Default)]
+struct UpkeepState {
+    /// When the rows were last counted for a compaction, and what the files took then (bytes).
+    counted: Option<(Timestamp, u64)>,
 }
 
 impl fmt::Debug for DurableStore {
@@ -128,7 +141,8 @@ impl DurableStore {
             index: RwLock::new(index),
             projections: RwLock::default(),
             opened_from_index_file: file_lsn.is_some(),
-            upkeep: Mutex::new(()),
+            upkeep: Mutex::default(),
+            sizes: Mutex::default(),
         };
         if let Some(lsn) = file_lsn {
             let changes = store.catch_up(lsn)?;
@@ -194,21 +208,18 @@ impl DurableStore {
 
     /// Refuses writes while there is room to refuse them in, instead of failing half way later.
     fn check_disk(&self) -> Result<(), StoreError> {
-        let watermark_bytes = self.options().disk_watermark_bytes;
-        match self.free_bytes() {
-            Some(free_bytes) if free_bytes < watermark_bytes => {
+        match self.room() {
+            Room { free_bytes: Some(free_bytes), watermark_bytes } if free_bytes < watermark_bytes => {
                 Err(StoreError::ReadOnly { free_bytes, watermark_bytes })
             }
             _ => Ok(()),
         }
     }
 
-    fn free_bytes(&self) -> Option<u64> {
-        if self.folder.as_os_str().is_empty() || self.options().disk_watermark_bytes == 0 {
-            return None;
-        }
-        let found = rustix::fs::statvfs(&self.folder).ok()?;
-        Some(found.f_bavail.saturating_mul(found.f_frsize))
+    fn room(&self) -> Room {
+        let watermark_bytes = self.options().disk_watermark_bytes;
+        let on_disk = !self.folder.as_os_str().is_empty() && watermark_bytes > 0;
+        Room { free_bytes: on_disk.then(|| free_bytes(&self.folder)).flatten(), watermark_bytes }
     }
 
     /// Carries out a batch. See [`crate::store::MemoryStore::apply`].
@@ -217,10 +228,8 @@ impl DurableStore {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        if !operations::only_forgets(batch) {
-            self.check_disk()?;
-        }
         let options = self.options();
+        let room = self.room();
         let admitted: Vec<_> = batch.iter().map(operations::admitted).collect();
         let mut writer = self.writer();
         let corrupt = corrupt(&self.folder);
@@ -228,7 +237,7 @@ impl DurableStore {
         let mut outcomes = Vec::with_capacity(batch.len());
         {
             let index = self.index();
-            let context = Context { options: &options, index: &index, now };
+            let context = Context { options: &options, index: &index, room, now };
             for (operation, admitted) in batch.iter().zip(admitted) {
                 outcomes.push(operations::operate(&mut transaction, &context, operation, admitted)?);
             }
@@ -314,6 +323,7 @@ impl DurableStore {
                     }
                 }
             }
+            index.compact_if_overgrown();
         }
         *writer = state.clone();
         *self.published.write().unwrap_or_else(PoisonError::into_inner) = state;
@@ -323,6 +333,7 @@ impl DurableStore {
     fn current_stats(&self) -> StoreStats {
         let state = self.published().clone();
         let counters = state.counters;
+        let (disk_bytes, index_bytes) = self.sizes();
         let health = match (self.engine.fault(), self.check_disk()) {
             (Some(reason), _) => StoreHealth::Failed { reason },
             (None, Err(error)) => StoreHealth::ReadOnly { reason: error.to_string() },
@@ -337,10 +348,24 @@ impl DurableStore {
             embeddings_pending: counters.embeddings_pending,
             namespaces: state.namespaces.into_iter().collect(),
             lsn: Lsn(counters.lsn),
-            disk_bytes: self.engine.disk_bytes(),
-            index_bytes: self.index().bytes(),
+            disk_bytes,
+            index_bytes,
             health,
         }
+    }
+
+    /// Bytes on disk and of the index. Counting them looks at every list of the index and at every file, so that they are counted
+    /// once in a while, however often they are asked for.
+    fn sizes(&self) -> (u64, u64) {
+        let mut kept = self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, disk_bytes, index_bytes)) = *kept
+            && at.elapsed() < SIZES_KEPT
+        {
+            return (disk_bytes, index_bytes);
+        }
+        let (disk_bytes, index_bytes) = (self.engine.disk_bytes(), self.index().bytes());
+        *kept = Some((Instant::now(), disk_bytes, index_bytes));
+        (disk_bytes, index_bytes)
     }
 }
 
@@ -415,6 +440,10 @@ impl MemoryStore for DurableStore {
 
     fn stats(&self) -> StoreStats {
         self.current_stats()
+    }
+
+    fn lsn(&self) -> Lsn {
+        Self::lsn(self)
     }
 }
 

@@ -14,11 +14,44 @@ use crate::recall::RecallIndex;
 use crate::state::Table;
 use crate::store::{Document, Operation, OperationKind, OperationOutcome, OperationResult, Refusal, StoreError};
 
+/// Rows of other parts of the daemon are written down to this part of the watermark. They tell what was done (a decision, a file that
+/// was read, what became of a forget), so that refusing them would break what is allowed; and they are small.
+const ROWS_WATERMARK_PART: u64 = 4;
+
+/// The room on the disk as a batch finds it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    /// `None` where it does not matter.
+    pub(crate) free_bytes: Option<u64>,
+    pub(crate) watermark_bytes: u64,
+}
+
+impl Room {
+    /// Refuses what takes room while there is little. What gives room back is never refused: it is the way out.
+    fn check(self, kind: &OperationKind) -> Result<(), Refusal> {
+        let needed_bytes = match kind {
+            OperationKind::Forget(_) => 0,
+            OperationKind::Documents(documents) if documents.iter().all(|document| document.value.is_none()) => 0,
+            OperationKind::Documents(_) => self.watermark_bytes / ROWS_WATERMARK_PART,
+            OperationKind::Remember(_) | OperationKind::Supersede { .. } | OperationKind::Corroborate { .. } => {
+                self.watermark_bytes
+            }
+        };
+        match self.free_bytes {
+            Some(free_bytes) if free_bytes < needed_bytes => {
+                Err(Refusal::ReadOnly { free_bytes, watermark_bytes: self.watermark_bytes })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// What operations are carried out with.
 pub(crate) struct Context<'a> {
     pub(crate) options: &'a DurableOptions,
     /// The index as it was before the batch.
     pub(crate) index: &'a RecallIndex,
+    pub(crate) room: Room,
     pub(crate) now: Timestamp,
 }
 
@@ -58,6 +91,9 @@ pub(crate) fn operate(
         }
         let result = with_purge_time(transaction, result)?;
         return Ok(OperationOutcome { result: Ok(result), replayed: true });
+    }
+    if let Err(refusal) = context.room.check(&operation.kind) {
+        return Ok(OperationOutcome { result: Err(refusal), replayed: false });
     }
     let result = match (&operation.kind, admitted) {
         (OperationKind::Remember(_), Some(admitted)) => remember(transaction, context, op_id, admitted)?,
@@ -310,9 +346,4 @@ fn put_documents(transaction: &mut Transaction<'_>, documents: &[Document]) -> O
         }
     }
     Ok(Ok(OperationResult::Documents { lsn }))
-}
-
-/// Whether a batch only takes things away: allowed on a full disk, because it is the way out of it.
-pub(crate) fn only_forgets(batch: &[Operation]) -> bool {
-    batch.iter().all(|operation| matches!(operation.kind, OperationKind::Forget(_)))
 }

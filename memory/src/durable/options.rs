@@ -56,7 +56,7 @@ impl Default for DurableOptions {
     fn default() -> Self {
         Self {
             engine: EngineKind::default(),
-            engine_cache_bytes: 64 << 20,
+            engine_cache_bytes: 16 << 20,
             memory_cache_bytes: 16 << 20,
             // The rows hold exact vectors already: the index needs no copies.
             index: IndexOptions { half_vectors: HalfVectors::None, ..IndexOptions::default() },

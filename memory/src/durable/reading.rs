@@ -6,12 +6,12 @@ use std::path::Path;
 
 use mneme_base::{Embedding, EmbeddingGeneration, MemoryId, Score, Timestamp};
 
-use crate::domain::{Hit, Memory, Recall, RecallQuery};
+use crate::domain::{Hit, HitExplanation, Memory, Recall, RecallQuery};
 use crate::durable::options::DurableOptions;
 use crate::durable::{DurableStore, corrupt, each_memory, keys, parallel, record};
 use crate::gate;
 use crate::index::tokens::Tokenizer;
-use crate::recall::{RecallIndex, RowParts};
+use crate::recall::{RecallIndex, RowParts, matched};
 use crate::state::{StateEngine, Table, prefix_end};
 use crate::store::{Document, Scan, StoreError};
 
@@ -53,14 +53,23 @@ impl DurableStore {
                 None
             }
         };
-        let ranked = self.index().recall(query, embedding, now, &fetch)?;
+        // Rows are read between two looks at the index and not during one: a change that waits for the index would hold up every
+        // other reader until they are read.
+        let candidates = self.index().phrase_candidates(query, now)?;
+        let phrases = candidates.map(|candidates| candidates.check(&fetch));
+        let ranked = self.index().recall_among(query, embedding, now, phrases.as_ref())?;
+        let tokenizer = Tokenizer::new();
         // A memory that was forgotten since the ranking is not there any more: it is left out.
         let hits = ranked
             .hits
             .into_iter()
             .filter_map(|hit| {
                 let memory = fetch(hit.id)?;
-                Some(Hit { memory, score: Score::new(hit.score), explanation: hit.explanation })
+                let explanation = hit.explanation.map(|explanation| HitExplanation {
+                    matched_terms: matched(&ranked.terms, &memory, &tokenizer),
+                    ..explanation
+                });
+                Some(Hit { memory, score: Score::new(hit.score), explanation })
             })
             .collect();
         match fault.into_inner() {

@@ -188,6 +188,7 @@ impl DurableStore {
         let mut index = self.index_mut();
         let Some(memory) = memory else {
             index.remove(id);
+            index.compact_if_overgrown();
             return Ok(());
         };
         index.upsert(&record::decode_memory(id, &memory).map_err(corrupt(&self.folder))?);
@@ -341,7 +342,10 @@ impl DurableStore {
         }
         if !self.folder.as_os_str().is_empty() {
             remove_others(&self.folder, None);
-            sync_folder(&self.folder).map_err(|error| io_error("removed an index file", error))?;
+            // No fault of the store; but until the folder is synced a power cut can bring the file back, with what it held.
+            let failed =
+                |error| StoreError::NotRewritten { source: Box::new(io_error("removed an index file", error)) };
+            sync_folder(&self.folder).map_err(failed)?;
         }
         Ok(had)
     }

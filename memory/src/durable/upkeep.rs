@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use crate::durable::reading::each_embedding;
 use crate::durable::record;
 use crate::durable::transaction::Transaction;
-use crate::durable::{DurableStore, corrupt, keys};
+use crate::durable::{DurableStore, UpkeepState, corrupt, keys};
 use crate::gate::{self, QUOTA_BUCKET_MS, QUOTA_BUCKETS};
 use crate::recall::View;
-use crate::state::folder::{io_error, write_whole};
+use crate::state::folder::{free_bytes, io_error, write_whole};
 use crate::state::{StateEngine, Table, WriteBatch, open_engine, scan_prefix};
 use crate::store::{MaintenanceReport, MaintenanceTask, StoreError};
 
@@ -22,6 +22,14 @@ use crate::store::{MaintenanceReport, MaintenanceTask, StoreError};
 const COMPACT_BYTES_MIN: u64 = 32 << 20;
 /// Files are rewritten when they are larger than the rows in them by this factor.
 const COMPACT_FACTOR: f64 = 1.6;
+/// Rows are counted again when the files have grown by one part in so many.
+const COMPACT_GROWTH_PART: u64 = 10;
+/// Or after this (ms).
+const COMPACT_COUNT_MS: u64 = 24 * 3_600 * 1_000;
+/// What rows take in fresh files, at most, as a multiple of their own size: for the check that there is room for them.
+const FRESH_FACTOR: f64 = 1.5;
+/// What has to stay free beside fresh files (bytes).
+const FRESH_MARGIN_BYTES: u64 = 64 << 20;
 /// Memories whose own vectors are the questions of an audit.
 const AUDIT_QUERIES: usize = 32;
 /// An audit compares the best this many.
@@ -49,10 +57,10 @@ struct Manifest {
 impl DurableStore {
     pub(super) fn upkeep_step(&self, task: MaintenanceTask, now: Timestamp) -> Result<MaintenanceReport, StoreError> {
         self.check_open()?;
-        let _one_at_a_time = self.upkeep.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.upkeep.lock().unwrap_or_else(PoisonError::into_inner);
         let mut report = match task {
             MaintenanceTask::Purge => self.purge(now),
-            MaintenanceTask::Compact => self.compact(),
+            MaintenanceTask::Compact => self.compact(now, &mut kept),
             MaintenanceTask::Index => self.refresh_index(),
             MaintenanceTask::Cleanup => self.clean_up(now),
             MaintenanceTask::Audit => self.audit(),
@@ -80,6 +88,7 @@ impl DurableStore {
         if ids.is_empty() {
             return Ok(MaintenanceReport::default());
         }
+        self.check_room_to_rewrite()?;
         self.project()?;
         let attached = self.projections.read().unwrap_or_else(PoisonError::into_inner).clone();
         for projection in &attached {
@@ -101,23 +110,49 @@ impl DurableStore {
         transaction.finish_without_operations();
         self.commit(&mut writer, transaction)?;
         drop(writer);
-        if had_index_file {
-            self.write_index_file()?;
+        if had_index_file && let Err(error) = self.write_index_file() {
+            // Everything is purged; what is missing costs time at the next opening, and is written by a later step.
+            self.check_open()?;
+            tracing::warn!(%error, "no index file after the purge");
         }
         Ok(MaintenanceReport { items, bytes_freed, measure: None })
     }
 
-    fn compact(&self) -> Result<MaintenanceReport, StoreError> {
+    /// Refuses a rewrite that would fill the disk: for a while there are two copies of every row.
+    fn check_room_to_rewrite(&self) -> Result<(), StoreError> {
+        let Some(free_bytes) = free_bytes(&self.folder).filter(|_| !self.folder.as_os_str().is_empty()) else {
+            return Ok(());
+        };
+        // Fresh files are no larger than those that are there: only where that much is not free are the rows counted.
+        if free_bytes > self.engine.disk_bytes().saturating_add(FRESH_MARGIN_BYTES) {
+            return Ok(());
+        }
+        let needed_bytes = (self.row_bytes()? as f64 * FRESH_FACTOR) as u64 + FRESH_MARGIN_BYTES;
+        if free_bytes < needed_bytes { Err(StoreError::NoRoom { needed_bytes, free_bytes }) } else { Ok(()) }
+    }
+
+    fn compact(&self, now: Timestamp, kept: &mut UpkeepState) -> Result<MaintenanceReport, StoreError> {
         let disk = self.engine.disk_bytes();
         if disk < COMPACT_BYTES_MIN {
             return Ok(MaintenanceReport::default());
         }
+        // Counting reads every row. Files that have not grown can only hold more that is dead where rows went, and what is forgotten
+        // goes with the purge, which rewrites them.
+        let counted_lately = kept.counted.is_some_and(|(at, bytes)| {
+            now.as_millis().abs_diff(at.as_millis()) < COMPACT_COUNT_MS && disk < bytes + bytes / COMPACT_GROWTH_PART
+        });
+        if counted_lately {
+            return Ok(MaintenanceReport::default());
+        }
+        kept.counted = Some((now, disk));
         let live = self.row_bytes()?;
         let factor = disk as f64 / live.max(1) as f64;
         if factor < COMPACT_FACTOR {
             return Ok(MaintenanceReport { items: 0, bytes_freed: 0, measure: Some(factor) });
         }
+        self.check_room_to_rewrite()?;
         let bytes_freed = self.engine.rewrite()?;
+        kept.counted = Some((now, self.engine.disk_bytes()));
         Ok(MaintenanceReport { items: 1, bytes_freed, measure: Some(factor) })
     }
 

@@ -73,16 +73,6 @@ impl Bitmap {
         }
     }
 
-    /// Adds the rows of the other set.
-    pub fn unite(&mut self, other: &Self) {
-        if other.words.len() > self.words.len() {
-            self.words.resize(other.words.len(), 0);
-        }
-        for (word, more) in self.words.iter_mut().zip(&other.words) {
-            *word |= more;
-        }
-    }
-
     /// The rows, ascending.
     pub fn rows(&self) -> impl Iterator<Item = u32> + '_ {
         self.words.iter().enumerate().flat_map(|(at, word)| {

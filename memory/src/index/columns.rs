@@ -58,6 +58,22 @@ impl Interner {
         Self { numbers: used.map(|(number, name)| (name.clone(), number as u32)).collect(), names }
     }
 
+    /// Keeps the strings that a column uses, under new numbers that are put into the column, each as `rename` makes it. Returns the
+    /// new number of each old one, [`NONE`] for those that are gone.
+    fn renumber(&mut self, column: &mut [u32], rename: impl Fn(&str) -> String) -> Vec<u32> {
+        let old = std::mem::take(self);
+        let mut numbers = vec![NONE; old.names.len()];
+        for number in column {
+            // `NONE` stays.
+            let Some(place) = numbers.get_mut(*number as usize) else { continue };
+            if *place == NONE {
+                *place = self.intern(&rename(&old.names[*number as usize]));
+            }
+            *number = *place;
+        }
+        numbers
+    }
+
     /// Bytes on the heap, nearly.
     pub fn bytes(&self) -> u64 {
         self.names.iter().map(|name| 2 * name.len() as u64 + 48).sum()
@@ -275,8 +291,8 @@ impl Columns {
         }
     }
 
-    /// Keeps only the live rows, given in ascending order; `places` gives each old row's new number, [`NONE`] for a dead one.
-    pub fn keep(&mut self, live: &[u32], places: &[u32]) {
+    /// Keeps only the live rows, given in ascending order, and only the names that they use.
+    pub fn keep(&mut self, live: &[u32]) {
         fn pick<T: Copy>(column: &mut Vec<T>, live: &[u32]) {
             *column = live.iter().map(|row| column[*row as usize]).collect();
         }
@@ -295,17 +311,20 @@ impl Columns {
         pick(&mut self.superseded_at, live);
         pick(&mut self.contents, live);
         pick(&mut self.cues, live);
-        for entry in self.thread_rows.iter_mut().flatten() {
-            entry.1 = places[entry.1 as usize];
-        }
         self.live = Bitmap::default();
-        self.rows = HashTable::with_capacity(live.len());
-        for (row, id) in self.ids.iter().enumerate() {
-            let (ids, hasher) = (&self.ids, &self.hasher);
-            let rehash = |row: &u32| hasher.hash_one(ids[*row as usize]);
-            self.rows.insert_unique(self.hasher.hash_one(id), row as u32, rehash);
-            self.live.insert(row as u32);
-        }
+        (0..live.len() as u32).for_each(|row| self.live.insert(row));
+        // A name of which no memory is left must go: it may be what was forgotten, and names would pile up for ever.
+        self.source_names.renumber(&mut self.sources, str::to_owned);
+        self.speaker_names.renumber(&mut self.speakers, str::to_owned);
+        let namespaces = self.namespace_names.renumber(&mut self.namespaces, str::to_owned);
+        self.thread_names.renumber(&mut self.threads, |key| {
+            let (namespace, name) = key.split_once('\0').unwrap_or_default();
+            let number = namespace.parse().ok().and_then(|old: usize| namespaces.get(old)).copied().unwrap_or(NONE);
+            thread_key(number, name)
+        });
+        self.speaker_words = HashMap::new();
+        self.thread_rows = Vec::new();
+        self.link();
     }
 
     /// Whether two rows, of which the second may be of a memory not yet indexed, have the same unchangeable columns.

@@ -9,6 +9,8 @@ use mneme_base::{MemoryId, Namespace};
 
 /// Signatures at most this many bits apart are near duplicates; four bands find every pair up to 3.
 const BITS_APART_MAX: u32 = 3;
+/// A removed row is looked for at most this far in its chains. One that is not found stays, and uses up a step of those that look.
+const UNLINK_STEPS_MAX: usize = 4_096;
 /// A chain is followed at most this far: a band that thousands share says nothing.
 const CHAIN_STEPS_MAX: usize = 256;
 const BANDS: usize = 4;
@@ -38,6 +40,28 @@ impl Duplicates {
             *next = std::mem::replace(&mut self.heads[slot(signature, band)], row);
         }
         self.nexts.push(next);
+    }
+
+    /// Takes a row out of its chains, so that what is removed does not stand before what is not.
+    pub fn remove(&mut self, row: u32) {
+        let Some(signature) = self.signatures.get(row as usize).copied() else { return };
+        for band in 0..BANDS {
+            let after = self.nexts[row as usize][band];
+            let head = &mut self.heads[slot(signature, band)];
+            if *head == row {
+                *head = after;
+                continue;
+            }
+            let mut before = *head;
+            for _ in 0..UNLINK_STEPS_MAX {
+                let Some(nexts) = self.nexts.get_mut(before as usize) else { break };
+                if nexts[band] == row {
+                    nexts[band] = after;
+                    break;
+                }
+                before = nexts[band];
+            }
+        }
     }
 
     /// Keeps only these rows, given in ascending order, under new numbers from 0.
@@ -150,6 +174,20 @@ mod tests {
         rows.push(signature("Anna plays the violin on Tuesdays."));
         assert_eq!(rows.find(signature("the daemon  restarts after a REBOOT!"), |_| true), Some(0));
         assert_eq!(rows.find(signature("the daemon restarts after a reboot"), |row| row != 0), None);
+    }
+
+    #[test]
+    fn removed_rows_do_not_stand_before_the_ones_that_are_left() {
+        let mut rows = Duplicates::default();
+        let said = signature("Anna plays the violin on Tuesdays.");
+        rows.push(said);
+        for row in 1..=2 * CHAIN_STEPS_MAX as u32 {
+            rows.push(said);
+            rows.remove(row);
+        }
+        assert_eq!(rows.find(said, |row| row == 0), Some(0));
+        rows.remove(0);
+        assert_eq!(rows.find(said, |_| true), None);
     }
 
     #[test]

@@ -340,6 +340,7 @@ impl Inner {
         for id in std::mem::take(&mut self.removed) {
             self.index.remove(id);
         }
+        self.index.compact_if_overgrown();
     }
 }
 

@@ -1,7 +1,7 @@
 //! Ranked recall: everything between a question and an ordered list of ids with reasons.
 //!
-//! [`RecallIndex`] is what a store keeps beside its records. It holds no texts; where a text is needed (phrases in quotes) the
-//! store's `fetch` is asked. Reading order: [`query`], [`time`], [`features`], [`weights`],
+//! [`RecallIndex`] is what a store keeps beside its records. It holds no texts; where texts are needed (phrases in quotes, the words
+//! that matched) it names the memories, so that the store can read them without holding the index. Reading order: [`query`], [`time`], [`features`], [`weights`],
 //! [`fusion`], [`rank`], [`confidence`], [`context`], [`rerank`], [`RecallIndex`].
 
 pub mod confidence;
@@ -19,7 +19,8 @@ use std::sync::Arc;
 use mneme_base::{Embedding, MemoryId, Timestamp};
 
 pub use context::context_texts;
-pub use rank::{Method, RankingOptions};
+pub(crate) use rank::matched;
+pub use rank::{Method, PHRASE_ROWS_MAX, PhraseCandidates, RankingOptions, WithPhrases};
 pub use rerank::{RerankScores, fuse_reranked, rerank_hits};
 
 use crate::domain::{HitExplanation, Memory, RecallQuery};
@@ -40,6 +41,8 @@ pub const NEIGHBOUR_REACH: usize = 2;
 const DEAD_SHARE_MAX: f64 = 0.25;
 /// Fewer dead rows than this are not worth it.
 const DEAD_ROWS_MIN: usize = 4_096;
+/// Fewer dead rows than this can wait for the next step of upkeep: some ten megabytes.
+const OVERGROWN_ROWS_MIN: usize = 4 * DEAD_ROWS_MIN;
 
 /// Exact vectors that lie outside of the index, by which the best of a scan are ranked again.
 pub trait ExactVectors: Send + Sync + std::fmt::Debug {
@@ -111,6 +114,8 @@ pub struct RankedRecall {
     pub confidence: f32,
     /// What was not available.
     pub degraded: Vec<String>,
+    /// The question's terms, where explanations were asked for: which of them a memory has, its text tells.
+    pub terms: Vec<String>,
 }
 
 /// The in-memory index of a store. One writer, many readers: wrap it in a lock.
@@ -239,15 +244,14 @@ impl RecallIndex {
         self.duplicates.push(parts.signature);
     }
 
-    /// Forgets a memory: no recall returns it from now on, its vectors are wiped. Says whether it was there.
+    /// Forgets a memory: no recall returns it from now on, its vectors are wiped. Its row stays, dead, until [`Self::compact`]: that is
+    /// the owner's to call, at a time when nobody waits. Says whether it was there.
     pub fn remove(&mut self, id: MemoryId) -> bool {
         let Some(row) = self.columns.kill(id) else { return false };
         self.text.kill(row);
+        self.duplicates.remove(row);
         self.own.remove(row);
         self.context.remove(row);
-        if self.wants_compaction() {
-            self.compact();
-        }
         true
     }
 
@@ -259,13 +263,6 @@ impl RecallIndex {
             self.epoch += u64::from(view.dimensions() != embedding.dimensions());
             view.set(row, embedding);
         }
-    }
-
-    /// Forgets all vectors, for a generation that cannot be compared with the old one.
-    pub fn clear_embeddings(&mut self) {
-        self.epoch += 1;
-        self.own = VectorView::new(self.options.half_vectors.clone());
-        self.context = VectorView::new(self.options.half_vectors.clone());
     }
 
     /// The memories nearest in the same thread and namespace: up to [`NEIGHBOUR_REACH`] before and after, in thread order.
@@ -290,6 +287,15 @@ impl RecallIndex {
         dead >= DEAD_ROWS_MIN && dead as f64 > DEAD_SHARE_MAX * self.columns.len() as f64
     }
 
+    /// Compacts when most rows are dead and they are many: between two steps of upkeep nothing else would bound what a flood of
+    /// changes leaves behind. The cost is that of the live rows, spread over at least as many dead ones.
+    pub fn compact_if_overgrown(&mut self) {
+        let live = self.columns.live_count();
+        if self.columns.len() - live >= OVERGROWN_ROWS_MIN.max(live) {
+            self.compact();
+        }
+    }
+
     /// Drops dead rows everywhere; rankings do not change but for the statistics that dead rows were still part of.
     /// Cost: one pass over the index, a second per gigabyte or so.
     pub fn compact(&mut self) {
@@ -302,7 +308,7 @@ impl RecallIndex {
             places[*old as usize] = new as u32;
         }
         self.epoch += 1;
-        self.columns.keep(&live, &places);
+        self.columns.keep(&live);
         self.text.keep(&live, &places);
         self.own.keep(&live);
         self.context.keep(&live);
@@ -354,8 +360,8 @@ impl RecallIndex {
     /// Ranks the memories that answer a question.
     ///
     /// `embedding` is of the question's [`Self::embedding_text`]; without it, or where no memory has a vector of its dimensions, the answer is from text
-    /// and `degraded` says `embedding`. `fetch` gives memories whose text has to be looked at: only for phrases in quotes.
-    /// Cost: one pass over the codes of the allowed rows per view, one step per posting of the question's words.
+    /// and `degraded` says `embedding`. `fetch` gives memories whose text has to be looked at: for phrases in quotes and for
+    /// explanations. Cost: one pass over the codes of the allowed rows per view, one step per posting of the question's words.
     pub fn recall(
         &self,
         query: &RecallQuery,
@@ -363,8 +369,30 @@ impl RecallIndex {
         now: Timestamp,
         fetch: &dyn Fn(MemoryId) -> Option<Memory>,
     ) -> Result<RankedRecall, StoreError> {
+        self.recall_with(&self.options.ranking, query, embedding, now, fetch)
+    }
+
+    /// The memories whose texts have to be looked at before [`Self::recall_among`]; `None` for a question without phrases in quotes.
+    pub fn phrase_candidates(
+        &self,
+        query: &RecallQuery,
+        now: Timestamp,
+    ) -> Result<Option<PhraseCandidates>, StoreError> {
         let parsed = query::ParsedQuery::new(query, now, &self.tokenizer, &self.columns)?;
-        Ok(rank::rank(self, &self.options.ranking, query, &parsed, embedding, fetch))
+        Ok((!parsed.phrases.is_empty()).then(|| rank::phrase_candidates(self, query, parsed)))
+    }
+
+    /// As [`Self::recall`], without a look at any text: `phrases` says which memories have the phrases, and the explanations have no
+    /// matched terms yet.
+    pub fn recall_among(
+        &self,
+        query: &RecallQuery,
+        embedding: Option<&Embedding>,
+        now: Timestamp,
+        phrases: Option<&WithPhrases>,
+    ) -> Result<RankedRecall, StoreError> {
+        let parsed = query::ParsedQuery::new(query, now, &self.tokenizer, &self.columns)?;
+        Ok(rank::rank(self, &self.options.ranking, query, &parsed, embedding, phrases))
     }
 
     /// As [`Self::recall`], with other options of ranking than its own: to compare methods on one index.
@@ -376,8 +404,16 @@ impl RecallIndex {
         now: Timestamp,
         fetch: &dyn Fn(MemoryId) -> Option<Memory>,
     ) -> Result<RankedRecall, StoreError> {
+        let phrases = self.phrase_candidates(query, now)?.map(|candidates| candidates.check(fetch));
         let parsed = query::ParsedQuery::new(query, now, &self.tokenizer, &self.columns)?;
-        Ok(rank::rank(self, ranking, query, &parsed, embedding, fetch))
+        let mut ranked = rank::rank(self, ranking, query, &parsed, embedding, phrases.as_ref());
+        for hit in &mut ranked.hits {
+            let Some(explanation) = &mut hit.explanation else { break };
+            let memory = fetch(hit.id);
+            explanation.matched_terms =
+                memory.map(|memory| matched(&ranked.terms, &memory, &self.tokenizer)).unwrap_or_default();
+        }
+        Ok(ranked)
     }
 
     /// What the confidence of a recall is made from, and the confidence: to calibrate it.

@@ -4,6 +4,7 @@ use mneme_base::Timestamp;
 
 use super::time::{TimeSpan, time_spans};
 use crate::domain::{QUERY_BYTES_MAX, RECALL_LIMIT_MAX, RecallQuery};
+use crate::gate::TIME_MILLIS;
 use crate::index::columns::Columns;
 use crate::index::cues::{AsksFor, asks_for};
 use crate::index::text::{QueryTerm, TextIndex};
@@ -12,6 +13,8 @@ use crate::store::StoreError;
 
 /// A question names at most this many namespaces.
 pub const NAMESPACES_MAX: usize = 64;
+/// Each list of a filter has at most this many entries: a pattern is compared with every source there is.
+pub const FILTER_ENTRIES_MAX: usize = 64;
 /// A question is ranked by at most this many of its words: more would only make it slow.
 const TERMS_MAX: usize = 256;
 
@@ -85,6 +88,28 @@ fn check(query: &RecallQuery) -> Result<(), StoreError> {
     }
     if !(0.0..=1.0).contains(&query.diversity) {
         return invalid("diversity", format!("is {}, allowed are 0 to 1", query.diversity));
+    }
+    let filter = &query.filter;
+    for (field, entries) in [
+        ("kinds", filter.kinds.len()),
+        ("sources", filter.sources.len()),
+        ("speakers", filter.speakers.len()),
+        ("threads", filter.threads.len()),
+        ("metadata", filter.metadata.len()),
+    ] {
+        if entries > FILTER_ENTRIES_MAX {
+            return invalid(field, format!("has {entries} entries, at most {FILTER_ENTRIES_MAX} are allowed"));
+        }
+    }
+    for (field, time) in [
+        ("as_of", query.as_of),
+        ("reference_time", query.reference_time),
+        ("valid_after", filter.valid_after),
+        ("valid_before", filter.valid_before),
+    ] {
+        if let Some(time) = time.filter(|time| !TIME_MILLIS.contains(&time.as_millis())) {
+            return invalid(field, format!("is {} ms, allowed are the years 0001 to 9999", time.as_millis()));
+        }
     }
     Ok(())
 }

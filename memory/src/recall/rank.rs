@@ -16,6 +16,26 @@ use crate::index::columns::{Bounds, Columns, Interner, TrustMin};
 use crate::index::text::{Bm25, TextScores, metadata_term};
 use crate::index::tokens::{Field, Tokenizer, term_hash};
 
+/// Texts that are looked at for the phrases of one question. Stop words are not indexed, so that a phrase of nothing else could be in
+/// any memory; this many texts take some tens of milliseconds.
+pub const PHRASE_ROWS_MAX: usize = 2_000;
+
+/// The memories whose texts have to be looked at for the phrases of a question, and the phrases.
+#[derive(Debug)]
+pub struct PhraseCandidates {
+    ids: Vec<MemoryId>,
+    phrases: Vec<Vec<String>>,
+    cut: bool,
+}
+
+/// The memories whose texts have the phrases of a question.
+#[derive(Debug)]
+pub struct WithPhrases {
+    ids: Vec<MemoryId>,
+    /// There were more candidates than are looked at.
+    cut: bool,
+}
+
 /// How candidates are put into order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Method {
@@ -75,7 +95,7 @@ pub(super) fn rank(
     query: &RecallQuery,
     parsed: &ParsedQuery,
     embedding: Option<&Embedding>,
-    fetch: &dyn Fn(MemoryId) -> Option<Memory>,
+    phrases: Option<&WithPhrases>,
 ) -> RankedRecall {
     let mut answer = RankedRecall::default();
     let embedding = embedding.filter(|e| e.dimensions() == index.own.dimensions() || index.is_empty());
@@ -84,8 +104,11 @@ pub(super) fn rank(
     }
     let (candidates, scores, allowed) = candidates(index, query, parsed, embedding);
     let mut ranked = order(ranking, &candidates, embedding.is_some());
-    if !parsed.phrases.is_empty() {
-        keep_phrases(index, parsed, fetch, &allowed, &mut ranked);
+    if let Some(phrases) = phrases {
+        keep_phrases(index, phrases, &allowed, &mut ranked);
+        if phrases.cut {
+            answer.degraded.push("phrase".into());
+        }
     }
     if !ranked.is_empty() {
         let features = features(index, parsed, &scores, &candidates, &ranked, embedding.is_some());
@@ -99,11 +122,12 @@ pub(super) fn rank(
         .map(|(row, score)| RankedHit {
             id: index.columns.id(*row),
             score: *score,
-            explanation: query
-                .explain
-                .then(|| explanation(index, ranking, parsed, &candidates, *row, embedding.is_some(), fetch)),
+            explanation: query.explain.then(|| explanation(ranking, &candidates, *row, embedding.is_some())),
         })
         .collect();
+    if query.explain {
+        answer.terms = parsed.terms.iter().map(|term| term.term.clone()).collect();
+    }
     answer
 }
 
@@ -190,40 +214,53 @@ fn matching_sources(names: &Interner, pattern: &str) -> Vec<u32> {
     }
 }
 
-/// Keeps the rows whose text has every phrase. Rows of the text ranking come first; none is missed, because every row
-/// that has the phrase has its words.
-fn keep_phrases(
-    index: &RecallIndex,
-    parsed: &ParsedQuery,
-    fetch: &dyn Fn(MemoryId) -> Option<Memory>,
-    allowed: &Bitmap,
-    fused: &mut Vec<(u32, f32)>,
-) {
-    let candidates = phrase_candidates(index, parsed, allowed);
+/// Keeps the rows whose text has every phrase. Those that no ranking saw come last.
+fn keep_phrases(index: &RecallIndex, phrases: &WithPhrases, allowed: &Bitmap, fused: &mut Vec<(u32, f32)>) {
     let known: std::collections::HashMap<u32, f32> = fused.iter().copied().collect();
-    *fused = candidates
-        .into_iter()
-        .filter(|row| {
-            fetch(index.columns.id(*row)).is_some_and(|memory| {
-                let text = words(&memory.text, &index.tokenizer);
-                parsed.phrases.iter().all(|phrase| has_phrase(&text, phrase))
-            })
-        })
+    *fused = phrases
+        .ids
+        .iter()
+        .filter_map(|id| index.columns.row(*id))
+        .filter(|row| allowed.contains(*row))
         .map(|row| (row, known.get(&row).copied().unwrap_or(0.0)))
         .collect();
     sort_best(fused);
 }
 
-/// The allowed rows that have every indexed word of every phrase.
-fn phrase_candidates(index: &RecallIndex, parsed: &ParsedQuery, allowed: &Bitmap) -> Vec<u32> {
-    let mut rows = allowed.clone();
+/// The memories that may have the phrases of a question: those that have every indexed word of them. None is missed but where there
+/// are too many; then the best by text, and of equals the latest, are taken.
+pub(super) fn phrase_candidates(index: &RecallIndex, query: &RecallQuery, parsed: ParsedQuery) -> PhraseCandidates {
+    let allowed = allowed(index, query, &parsed);
+    let mut with_words = allowed.clone();
     for word in parsed.phrases.iter().flatten() {
         let hash = term_hash(Field::Text, &index.tokenizer.stem(word));
         if let Some(with_word) = index.text.rows_with_term(hash, word) {
-            rows.intersect(&with_word);
+            with_words.intersect(&with_word);
         }
     }
-    rows.rows().collect()
+    let mut rows: Vec<u32> = with_words.rows().collect();
+    let cut = rows.len() > PHRASE_ROWS_MAX;
+    if cut {
+        let scores = index.text.score(&parsed.terms, &allowed, index.options.ranking.bm25);
+        let score = |row: u32| scores.rows[row as usize].score;
+        rows.sort_unstable_by(|a, b| score(*b).total_cmp(&score(*a)).then(b.cmp(a)));
+        rows.truncate(PHRASE_ROWS_MAX);
+    }
+    let ids = rows.into_iter().map(|row| index.columns.id(row)).collect();
+    PhraseCandidates { ids, phrases: parsed.phrases, cut }
+}
+
+impl PhraseCandidates {
+    /// Looks at the texts: which of them have every phrase.
+    pub fn check(self, fetch: &dyn Fn(MemoryId) -> Option<Memory>) -> WithPhrases {
+        let tokenizer = Tokenizer::new();
+        let has_all = |memory: &Memory| {
+            let text = words(&memory.text, &tokenizer);
+            self.phrases.iter().all(|phrase| has_phrase(&text, phrase))
+        };
+        let ids = self.ids.iter().copied().filter(|id| fetch(*id).is_some_and(|memory| has_all(&memory))).collect();
+        WithPhrases { ids, cut: self.cut }
+    }
 }
 
 /// Maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998, eq. 1) over the first `4 * limit` rows.
@@ -279,15 +316,7 @@ fn features(
 }
 
 /// Which signals brought a row to its place: the features of each signal summed, with the row's place in its ranking.
-fn explanation(
-    index: &RecallIndex,
-    options: &RankingOptions,
-    parsed: &ParsedQuery,
-    candidates: &Candidates,
-    row: u32,
-    dense: bool,
-    fetch: &dyn Fn(MemoryId) -> Option<Memory>,
-) -> HitExplanation {
+fn explanation(options: &RankingOptions, candidates: &Candidates, row: u32, dense: bool) -> HitExplanation {
     let place = |name: &str| {
         let ranking = candidates.rankings.iter().find(|ranking| ranking.name == name)?;
         let at = ranking.rows.iter().position(|(other, _)| *other == row)?;
@@ -315,9 +344,7 @@ fn explanation(
         _ => Vec::new(),
     };
     signals.sort_by(|a, b| b.contribution.total_cmp(&a.contribution));
-    let memory = fetch(index.columns.id(row));
-    let matched_terms = memory.map_or_else(Vec::new, |memory| matched(parsed, &memory, &index.tokenizer));
-    HitExplanation { signals, matched_terms }
+    HitExplanation { signals, matched_terms: Vec::new() }
 }
 
 /// Per signal: its first feature, and what all of its features add to the score. Signals that add nothing are left out.
@@ -332,12 +359,8 @@ fn contributions(weights: &Weights, features: &FeatureRow) -> BTreeMap<&'static 
     signals
 }
 
-fn matched(parsed: &ParsedQuery, memory: &Memory, tokenizer: &Tokenizer) -> Vec<String> {
+/// The terms that a memory's text has.
+pub(crate) fn matched(terms: &[String], memory: &Memory, tokenizer: &Tokenizer) -> Vec<String> {
     let tokens = tokenizer.tokens(&memory.text);
-    parsed
-        .terms
-        .iter()
-        .filter(|term| tokens.iter().any(|t| t.term == term.term))
-        .map(|term| term.term.clone())
-        .collect()
+    terms.iter().filter(|term| tokens.iter().any(|token| token.term == **term)).cloned().collect()
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use crate::index::duplicates::signature;
 
-use super::{IndexOptions, RankedRecall, RecallIndex, context_texts};
+use super::{IndexOptions, PHRASE_ROWS_MAX, RankedRecall, RecallIndex, context_texts};
 use crate::domain::{Memory, MemoryKind, MemoryState, RecallQuery};
 use crate::store::StoreError;
 
@@ -315,4 +315,75 @@ fn what_was_said_on_a_named_day_comes_first() {
     let fifth = world.put("we played basketball in the park", |memory| memory.valid_from = on("2024-01-05T10:00:00Z"));
     world.put("we played basketball in the park", |memory| memory.valid_from = on("2023-11-05T10:00:00Z"));
     assert_eq!(world.ids(&query("where was basketball played on 5 January 2024?"))[0], fifth);
+}
+
+#[test]
+fn a_phrase_of_words_that_are_in_everything_looks_at_a_bounded_number_of_texts() {
+    let mut world = World::new();
+    for number in 0..=PHRASE_ROWS_MAX {
+        world.put(&format!("it is what it is, number {number}"), |_| {});
+    }
+    let wanted = world.put("violins: it is what it is", |_| {});
+    let looked = std::cell::Cell::new(0_usize);
+    let fetch = |id: MemoryId| {
+        looked.set(looked.get() + 1);
+        world.memories.get(&id).cloned()
+    };
+    let now = Timestamp::from_millis(1_800_000_000_000);
+    let found = world.index.recall(&query("violins \"it is what it is\""), None, now, &fetch).unwrap();
+    assert!(looked.get() <= PHRASE_ROWS_MAX, "{} texts", looked.get());
+    assert_eq!(found.hits[0].id, wanted, "the best by text are those that are looked at");
+    assert_eq!(found.hits.len(), 10);
+    assert!(found.degraded.contains(&"phrase".into()), "{:?}", found.degraded);
+}
+
+#[test]
+fn names_go_with_the_last_memory_that_has_them() {
+    let mut world = World::new();
+    let named = |number: u64| {
+        move |memory: &mut Memory| {
+            memory.thread = Some(format!("thread {}", number % 3));
+            memory.position = Some(number);
+            memory.speaker = Some(format!("Speaker{}", number % 3));
+            memory.provenance.source = format!("source {}", number % 3);
+            memory.namespace = format!("space{}", number % 3).parse().unwrap();
+        }
+    };
+    let ids: Vec<MemoryId> = (0..9).map(|number| world.put(&format!("violin {number}"), named(number))).collect();
+    let neighbours = world.index.neighbours(ids[5]);
+    for id in ids.iter().step_by(3) {
+        world.index.remove(*id);
+    }
+    world.index.compact();
+    let columns = &world.index.columns;
+    assert_eq!(columns.source_names.get("source 0"), None);
+    assert_eq!(columns.speaker_names.get("speaker0"), None);
+    assert_eq!(columns.namespace_names.get("space0"), None);
+    assert_eq!(columns.speakers_named("speaker0", &[0, 1, 2]).count(), 0);
+    assert_eq!(world.index.neighbours(ids[5]), neighbours, "threads keep their order");
+    let mut question = query("violin");
+    question.namespaces = vec!["space2".parse().unwrap()];
+    question.filter.threads = vec!["thread 2".into()];
+    question.filter.sources = vec!["source 2".into()];
+    question.filter.speakers = vec!["speaker2".into()];
+    let mut found = world.ids(&question);
+    found.sort_unstable();
+    assert_eq!(found, [ids[2], ids[5], ids[8]]);
+    let again = world.put("violin 9", named(2));
+    assert!(world.ids(&question).contains(&again));
+}
+
+#[test]
+fn a_filter_or_a_time_out_of_bounds_is_refused_by_name() {
+    let world = World::new();
+    let field = |question: RecallQuery| match world.ask(&question, None) {
+        Err(StoreError::InvalidQuery { field, .. }) => field,
+        other => panic!("{other:?}"),
+    };
+    let mut question = query("violin");
+    question.filter.sources = vec!["*".into(); super::query::FILTER_ENTRIES_MAX + 1];
+    assert_eq!(field(question), "sources");
+    let before_christ = Some(Timestamp::from_millis(-377_705_023_201_000));
+    assert_eq!(field(RecallQuery { reference_time: before_christ, ..query("last winter") }), "reference_time");
+    assert_eq!(field(RecallQuery { as_of: before_christ, ..query("violin") }), "as_of");
 }

@@ -3,7 +3,7 @@
 //! A time is a span `[start, end)` in UTC. A date without a year is its latest occurrence up to the reference moment, because
 //! questions to a memory look back. What is not understood is left alone: its words are still searched for.
 
-use jiff::civil::{Date, Weekday, date};
+use jiff::civil::{Date, Weekday};
 use jiff::tz::TimeZone;
 use jiff::{Span, ToSpan};
 use mneme_base::Timestamp;
@@ -270,7 +270,8 @@ fn latest_month(month: i8, today: Date) -> Option<Days> {
 
 /// Three months from the first; winter begins in December of the year before.
 fn season(first: i8, year: i16) -> Option<Days> {
-    let start = if first == 12 { date(year, 12, 1) } else { Date::new(year, first, 1).ok()? };
+    // A year that there is no calendar of has no seasons.
+    let start = Date::new(year, first, 1).ok()?;
     Some(Days(start, start.checked_add(3.months()).ok()?))
 }
 
@@ -376,6 +377,18 @@ mod tests {
         check("in 2022", &[("2022-01-01", "2023-01-01")]);
         check("winter 2021", &[("2021-12-01", "2022-03-01")]);
         check("between 3 and 5 people may march", &[]);
+    }
+
+    #[test]
+    fn a_reference_at_the_edge_of_the_calendar_is_no_reason_to_panic() {
+        let words = ["last winter", "this winter", "next winter", "last summer", "last year", "yesterday", "tomorrow"];
+        for text in
+            words.iter().chain(&["in May", "on 5 Jan", "last monday", "3 weeks ago", "in 2 years", "next month"])
+        {
+            for edge in [-377_705_023_201_000, 253_402_207_200_000] {
+                time_spans(text, Timestamp::from_millis(edge));
+            }
+        }
     }
 
     #[test]

@@ -19,6 +19,9 @@ pub(crate) type BackendError = Box<dyn std::error::Error + Send + Sync>;
 const COPY_ROWS: usize = 2_000;
 /// Bytes that a rewrite or copy moves in one unsynced batch.
 const COPY_BYTES: usize = 8 << 20;
+/// A rewrite or copy is broken off when less than this is left on the disk (bytes): what is committed meanwhile must not be what
+/// meets the full disk.
+const FREE_BYTES_MIN: u64 = 32 << 20;
 /// The cache of a backend that is only written to (bytes).
 const COPY_CACHE_BYTES: usize = 32 << 20;
 
@@ -98,6 +101,23 @@ impl<B: Backend> fmt::Debug for Engine<B> {
     }
 }
 
+/// A failure that left the store as it was: it is told, and no reason to close.
+fn not_rewritten(error: StoreError) -> StoreError {
+    match error {
+        error @ (StoreError::Closed { .. } | StoreError::NoRoom { .. }) => error,
+        error => StoreError::NotRewritten { source: Box::new(error) },
+    }
+}
+
+/// Whether so many bytes can be written and [`FREE_BYTES_MIN`] stay free.
+fn check_room(folder: &Path, bytes: u64) -> Result<(), StoreError> {
+    let needed_bytes = bytes.saturating_add(FREE_BYTES_MIN);
+    match folder::free_bytes(folder) {
+        Some(free_bytes) if free_bytes < needed_bytes => Err(StoreError::NoRoom { needed_bytes, free_bytes }),
+        _ => Ok(()),
+    }
+}
+
 /// Runs a call into a storage library. Some of them panic on damaged files; a panic is a fault like any other.
 fn guarded<T>(call: impl FnOnce() -> Result<T, BackendError>) -> Result<T, BackendError> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
@@ -111,13 +131,19 @@ impl<B: Backend> Engine<B> {
     pub(crate) fn open(folder: &Path, cache_bytes: usize) -> Result<Self, StoreError> {
         fs_err::create_dir_all(folder).map_err(|error| folder::io_error("created its folder", error))?;
         let lock = folder::lock(folder)?;
-        let current = folder::read_current(folder)?;
+        let current = folder::find_current(folder)?;
+        if current.is_none() {
+            folder::making(folder)?;
+        }
         folder::remove_leftovers(folder, current.map(|current| current.generation))?;
         let generation = current.map_or(1, |current| current.generation);
         let backend = Self::open_generation(folder, generation, cache_bytes)?;
-        if current.is_none() {
+        // A new store, or one that has lost the name of its files: what has opened well gets it.
+        if !folder::is_named(folder) {
+            Self::sync_generation(folder, generation)?;
             Self::publish(folder, generation)?;
         }
+        folder::made(folder)?;
         Ok(Self {
             folder: folder.to_owned(),
             cache_bytes,
@@ -149,11 +175,14 @@ impl<B: Backend> Engine<B> {
         guarded(|| B::open(&path, cache_bytes)).map_err(|source| StoreError::Io { doing: "opened its files", source })
     }
 
-    /// Syncs a generation and makes it the current one.
-    fn publish(folder: &Path, generation: u64) -> Result<(), StoreError> {
+    fn sync_generation(folder: &Path, generation: u64) -> Result<(), StoreError> {
         folder::sync_tree(&folder::generation_folder(folder, generation))
             .and_then(|()| folder::sync_folder(folder))
-            .map_err(|error| folder::io_error("synced a generation", error))?;
+            .map_err(|error| folder::io_error("synced a generation", error))
+    }
+
+    /// Makes a synced generation the current one. Once this has begun, only the disk knows which one is.
+    fn publish(folder: &Path, generation: u64) -> Result<(), StoreError> {
         folder::write_current(folder, Current { format: FORMAT, engine: B::KIND, generation })
     }
 
@@ -183,6 +212,15 @@ impl<B: Backend> Engine<B> {
         error
     }
 
+    /// Removes what a rewrite that failed before its end has written. Says what failed: the old files are still those that count,
+    /// unless reading them was what failed.
+    fn gave_up(&self, generation: u64, error: StoreError) -> StoreError {
+        if let Err(leftover) = folder::remove_leftovers(&self.folder, Some(generation)) {
+            tracing::warn!(error = %leftover, "files of a rewrite that failed stay until the next one");
+        }
+        if self.closed().is_some() { error } else { not_rewritten(error) }
+    }
+
     /// Runs a call on the live backend; a failure closes the engine.
     fn with_backend<T>(
         &self,
@@ -199,7 +237,7 @@ impl<B: Backend> Engine<B> {
 
     /// Copies every row into `target` in unsynced batches, while commits go on; the rows that they touch are left in the
     /// dirty set for [`Self::copy_dirty`].
-    fn copy_rows(&self, target: &B) -> Result<u64, StoreError> {
+    fn copy_rows(&self, folder: &Path, target: &B) -> Result<u64, StoreError> {
         let mut copied = 0;
         for table in Table::ALL {
             let mut after: Option<Vec<u8>> = None;
@@ -223,6 +261,7 @@ impl<B: Backend> Engine<B> {
                 if batch.is_empty() {
                     break;
                 }
+                check_room(folder, bytes as u64)?;
                 copied += batch.len() as u64;
                 after = last;
                 guarded(|| target.commit(&batch, Syncing::Later))
@@ -245,8 +284,8 @@ impl<B: Backend> Engine<B> {
             .map_err(|source| StoreError::Io { doing: "copied rows", source })
     }
 
-    /// Fills a new generation below `folder` with every row and publishes it. On success the writer is still held, so that
-    /// nothing is committed between the copy and what the caller does next.
+    /// Fills a new generation below `folder` with every row, synced but not yet published. On success the writer is still held, so
+    /// that nothing is committed between the copy and what the caller does next. On failure the store is as it was.
     fn copy_into(
         &self,
         folder: &Path,
@@ -255,11 +294,11 @@ impl<B: Backend> Engine<B> {
     ) -> Result<(B, u64, MutexGuard<'_, Dirty>), StoreError> {
         *self.writer() = Some(BTreeSet::new());
         let attempt = Self::open_generation(folder, generation, cache_bytes).and_then(|target| {
-            let result = self.copy_rows(&target).and_then(|copied| {
+            let result = self.copy_rows(folder, &target).and_then(|copied| {
                 let mut writer = self.writer();
                 let dirty = writer.take().unwrap_or_default();
                 self.copy_dirty(&target, &dirty)?;
-                Self::publish(folder, generation)?;
+                Self::sync_generation(folder, generation)?;
                 Ok((copied, writer))
             });
             match result {
@@ -318,10 +357,13 @@ impl<B: Backend> StateEngine for Engine<B> {
         }
         let before = self.disk_bytes();
         let generation = self.live().generation;
-        // A failure here may have come after the rename that makes the new generation current, so that this process and the
-        // disk disagree about which files count: it closes the engine, like a failed commit.
-        let (fresh, _rows, writer) =
-            self.copy_into(&self.folder, generation + 1, self.cache_bytes).map_err(|error| self.close_after(error))?;
+        // What a rewrite that failed has left would get into this one.
+        folder::remove_leftovers(&self.folder, Some(generation)).map_err(not_rewritten)?;
+        let copied = self.copy_into(&self.folder, generation + 1, self.cache_bytes);
+        let (fresh, _rows, writer) = copied.map_err(|error| self.gave_up(generation, error))?;
+        // A failure from here on may have come after the rename that makes the new generation current, so that this process and
+        // the disk disagree about which files count: it closes the engine, like a failed commit.
+        Self::publish(&self.folder, generation + 1).map_err(|error| self.close_after(error))?;
         let old = {
             let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
             live.generation = generation + 1;
@@ -335,9 +377,10 @@ impl<B: Backend> StateEngine for Engine<B> {
             })
             .map_err(|source| self.close_after(StoreError::Io { doing: "closed its old files", source }))?;
         }
+        // The new files are in use; the old ones are removed by the next rewrite or opening.
         fs_err::remove_dir_all(folder::generation_folder(&self.folder, generation))
             .and_then(|()| folder::sync_folder(&self.folder))
-            .map_err(|error| self.close_after(folder::io_error("removed its old files", error)))?;
+            .map_err(|error| not_rewritten(folder::io_error("removed its old files", error)))?;
         Ok(before.saturating_sub(self.disk_bytes()))
     }
 
@@ -351,6 +394,7 @@ impl<B: Backend> StateEngine for Engine<B> {
         let lock = folder::lock(folder)?;
         let (copy, rows, writer) = self.copy_into(folder, 2, COPY_CACHE_BYTES)?;
         drop(writer);
+        Self::publish(folder, 2)?;
         guarded(|| {
             copy.close();
             Ok(())

@@ -223,6 +223,8 @@ pub trait StateEngine: Send + Sync + fmt::Debug {
 
     /// Rewrites every live row into fresh files and removes the old ones, so that no deleted byte is left in any file.
     /// Writers are held up only for the rows that changed meanwhile. Returns the bytes given back to the disk.
+    ///
+    /// [`StoreError::NoRoom`] and [`StoreError::NotRewritten`] leave the engine open: it goes on with complete files.
     fn rewrite(&self) -> Result<u64, StoreError>;
 
     /// Writes a consistent copy of every row into an empty folder, synced. Returns the rows copied.

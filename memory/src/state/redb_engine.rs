@@ -9,7 +9,7 @@ use crate::state::engine::{Backend, BackendError, Syncing};
 use crate::state::{EngineKind, Table, Visit, WriteBatch};
 
 /// The one file of the engine.
-const FILE: &str = "state.redb";
+pub(crate) const FILE: &str = "state.redb";
 
 const fn definition(table: Table) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
     TableDefinition::new(table.name())
