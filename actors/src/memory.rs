@@ -188,12 +188,12 @@ impl MemoryHandle {
 
     /// Does one step of upkeep.
     pub async fn maintain(&self, task: MaintenanceTask, deadline: Instant) -> Result<MaintenanceReport, ActorError> {
-        self.slot.call(task, deadline, Message::Maintain).await
+        self.slot.call(Upkeep::Step(task), deadline, Message::Maintain).await
     }
 
     /// Writes a verified copy into an empty folder.
     pub async fn backup(&self, folder: std::path::PathBuf, deadline: Instant) -> Result<MaintenanceReport, ActorError> {
-        self.read(deadline, move |store| store.backup(&folder)).await
+        self.slot.call(Upkeep::Backup(folder), deadline, Message::Maintain).await
     }
 
     /// Embeds a text as a question, for callers that need a place in meaning space.
@@ -257,6 +257,15 @@ fn bytes_of_memory(memory: &NewMemory) -> usize {
     memory.text.len() + metadata + length(&memory.speaker) + length(&memory.thread) + memory.provenance.source.len()
 }
 
+/// What goes through the whole store, and is done one at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Upkeep {
+    /// A step of upkeep.
+    Step(MaintenanceTask),
+    /// A verified copy into a folder.
+    Backup(std::path::PathBuf),
+}
+
 /// Changes on their way to the journal.
 pub(crate) struct Changes {
     operations: Vec<Operation>,
@@ -278,7 +287,7 @@ pub(crate) enum Message {
     /// Look something up.
     Read(Request<Job, ()>),
     /// Do a step of upkeep.
-    Maintain(Request<MaintenanceTask, MaintenanceReport>),
+    Maintain(Request<Upkeep, MaintenanceReport>),
     /// Panic on purpose: for tests of the supervision.
     #[cfg(test)]
     Panic,
@@ -301,7 +310,7 @@ pub(crate) struct Arguments {
 pub(crate) struct State {
     arguments: Arguments,
     writer: Worker<Request<Changes, Vec<OperationOutcome>>>,
-    upkeep: Worker<Request<MaintenanceTask, MaintenanceReport>>,
+    upkeep: Worker<Request<Upkeep, MaintenanceReport>>,
     embedder: Worker<()>,
     queries: Worker<QueryJob>,
 }
@@ -366,7 +375,7 @@ impl State {
         }
     }
 
-    fn maintain(&self, request: Request<MaintenanceTask, MaintenanceReport>) {
+    fn maintain(&self, request: Request<Upkeep, MaintenanceReport>) {
         if let Some(request) = in_time(request) {
             hand_over(&self.upkeep, request, UPKEEP_RETRY_MS);
         }

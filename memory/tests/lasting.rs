@@ -7,7 +7,9 @@ use std::fmt::Write;
 use std::ops::{Bound, ControlFlow};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use mneme_base::{Embedding, EmbeddingGeneration, Lsn, MemoryId, Namespace, OpId, Provenance, Timestamp, TrustTier};
 use mneme_memory::durable::{Change, JournalRecord, Projection};
@@ -15,9 +17,11 @@ use mneme_memory::gate::Quotas;
 use mneme_memory::state::{EngineKind, RamEngine, StateEngine, Table, Visit, WriteBatch};
 use mneme_memory::{
     Document, DurableOptions, DurableStore, ForgetSelector, MaintenanceTask, Memory, MemoryStore, NewMemory, Operation,
-    OperationKind, OperationOutcome, OperationResult, Refusal, Scan, StoreError, StoreHealth,
+    OperationKind, OperationOutcome, OperationResult, RecallQuery, Refusal, Scan, StoreError, StoreHealth,
 };
 
+/// What has not come by then is a hang.
+const HANG: Duration = Duration::from_secs(10);
 const ENGINES: [EngineKind; 2] = [EngineKind::Redb, EngineKind::Sled];
 
 fn options(engine: EngineKind) -> DurableOptions {
@@ -246,6 +250,15 @@ struct Failing {
     fault: Mutex<Option<String>>,
     disk_bytes: AtomicU64,
     scans: AtomicU64,
+    pause: Mutex<Option<Pause>>,
+}
+
+/// Makes the next read of a memory tell that it has begun, and wait until it may go on.
+#[derive(Debug)]
+struct Pause {
+    begun: SyncSender<()>,
+    go_on: Receiver<()>,
+    waited_in_vain: Arc<AtomicBool>,
 }
 
 impl StateEngine for Failing {
@@ -253,6 +266,11 @@ impl StateEngine for Failing {
         EngineKind::Memory
     }
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let pause = if table == Table::Memory { self.pause.lock().unwrap().take() } else { None };
+        if let Some(Pause { begun, go_on, waited_in_vain }) = pause {
+            begun.send(()).unwrap();
+            waited_in_vain.store(go_on.recv_timeout(HANG).is_err(), Ordering::SeqCst);
+        }
         self.rows.get(table, key)
     }
     fn scan(
@@ -301,6 +319,27 @@ fn after_a_fault_nothing_is_acknowledged_and_nothing_of_the_batch_is_seen() {
     assert!(matches!(store.apply(&forget, now()), Err(StoreError::Closed { .. })));
     assert!(matches!(store.stats().health, StoreHealth::Failed { .. }));
     assert_eq!(store.stats().lsn, Lsn(1));
+}
+
+#[test]
+fn a_write_does_not_wait_for_the_texts_that_a_phrase_is_looked_for_in() {
+    let engine = Arc::new(Failing::default());
+    let uncached = DurableOptions { memory_cache_bytes: 0, ..options(EngineKind::Memory) };
+    let store = DurableStore::over(engine.clone(), Path::new(""), uncached).unwrap();
+    outcome(&store, 1, note("to be or not to be"), now());
+    let (begun, has_begun) = sync_channel(1);
+    let (let_go_on, go_on) = sync_channel(1);
+    let waited_in_vain = Arc::new(AtomicBool::new(false));
+    *engine.pause.lock().unwrap() = Some(Pause { begun, go_on, waited_in_vain: Arc::clone(&waited_in_vain) });
+    let question = RecallQuery::new(Namespace::default(), "\"to be or not to be\"", 3);
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| store.recall(&question, None, now()).unwrap());
+        has_begun.recv_timeout(HANG).unwrap();
+        outcome(&store, 2, note("written meanwhile"), now());
+        let_go_on.send(()).unwrap();
+        assert_eq!(asked.join().unwrap().hits.len(), 1);
+    });
+    assert!(!waited_in_vain.load(Ordering::SeqCst), "the write waited for the reading");
 }
 
 #[test]

@@ -11,12 +11,11 @@ use mneme_base::{Embedding, EmbeddingGeneration, MemoryId, Timestamp};
 use mneme_engine_api::types::EMBED_TEXTS_MAX;
 use mneme_engine_api::{CancelToken, EmbedPurpose};
 use mneme_memory::{
-    MaintenanceReport, MaintenanceTask, MemoryStore, Operation, OperationKind, OperationOutcome, OperationResult,
-    StoreError,
+    MaintenanceReport, MemoryStore, Operation, OperationKind, OperationOutcome, OperationResult, StoreError,
 };
 use tokio::sync::{broadcast, oneshot};
 
-use super::{Arguments, Change, Changes, QUERY_EMBEDDINGS_MAX, UPKEEP_WAITING_MAX, in_time, report_if_fatal};
+use super::{Arguments, Change, Changes, QUERY_EMBEDDINGS_MAX, UPKEEP_WAITING_MAX, Upkeep, in_time, report_if_fatal};
 use crate::call::{ActorError, Request};
 use crate::supervisor::FatalSender;
 
@@ -127,21 +126,25 @@ pub(super) fn run_writer(arguments: &Arguments, jobs: &Receiver<Request<Changes,
     }
 }
 
-/// Does steps of upkeep, one at a time. Those of one kind that wait together are one: each began before the step that it asks for.
-pub(super) fn run_upkeep(arguments: &Arguments, jobs: &Receiver<Request<MaintenanceTask, MaintenanceReport>>) {
+/// Does upkeep, one step at a time. Equal steps that wait together are one: each was asked for before it is begun.
+pub(super) fn run_upkeep(arguments: &Arguments, jobs: &Receiver<Request<Upkeep, MaintenanceReport>>) {
     while let Ok(first) = jobs.recv() {
         let mut waiting = vec![first];
         waiting.extend(jobs.try_iter().take(UPKEEP_WAITING_MAX));
-        while let Some(task) = waiting.first().map(|request| request.input) {
-            let (same, others): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|request| request.input == task);
+        while let Some(work) = waiting.first().map(|request| request.input.clone()) {
+            let (same, others): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|request| request.input == work);
             waiting = others;
             let same: Vec<_> = same.into_iter().filter_map(in_time).collect();
             let Some(first) = same.first() else { continue };
-            let now = arguments.clock.now();
-            let result = first.span.in_scope(|| arguments.store.maintain(task, now)).map_err(Arc::new);
-            if let Err(error) = &result {
-                report_if_fatal(&arguments.fatal, error);
-            }
+            let (store, now) = (&arguments.store, arguments.clock.now());
+            let result = first.span.in_scope(|| match &work {
+                Upkeep::Step(task) => store.maintain(*task, now).inspect_err(|error| {
+                    report_if_fatal(&arguments.fatal, error);
+                }),
+                // What fails is the copy, most likely: the store says itself when it is what failed.
+                Upkeep::Backup(folder) => store.backup(folder),
+            });
+            let result = result.map_err(Arc::new);
             for request in same {
                 let _ = request.reply.send(result.clone().map_err(ActorError::Store));
             }

@@ -159,8 +159,15 @@ async fn bring_file(
     if before.is_some_and(|before| before.unsettled) {
         first.push(forget_thread(folder, path));
     }
-    let remembered = remember_all(arguments, first, fresh).await?;
-    let mut chunks: Vec<Numbered> = kept.into_iter().chain(remembered).collect();
+    let mut chunks: Vec<Numbered> = kept;
+    let known = chunks.len();
+    if let Err(error) = remember_all(arguments, first, fresh, &mut chunks).await {
+        // Nothing has come into being: the mark would only have what is there read anew.
+        if chunks.len() == known && !before.is_some_and(|before| before.unsettled) {
+            write(arguments, vec![OperationKind::Documents(vec![row_of(folder, path, before)])]).await?;
+        }
+        return Err(error);
+    }
     chunks.sort_by_key(|(position, _)| *position);
     row.chunks = chunks.into_iter().map(|(_, chunk)| chunk).collect();
     // An old chunk may have become the same memory as a new one (exact duplicates share a memory): it must stay then.
@@ -183,8 +190,8 @@ async fn remember_all(
     arguments: &Arguments,
     first: Vec<OperationKind>,
     fresh: Vec<(usize, ContentHash, NewMemory)>,
-) -> Result<Vec<Numbered>, ActorError> {
-    let mut numbered = Vec::with_capacity(fresh.len());
+    numbered: &mut Vec<Numbered>,
+) -> Result<(), ActorError> {
     let mut before = first;
     let mut fresh = fresh.into_iter().peekable();
     while !before.is_empty() || fresh.peek().is_some() {
@@ -208,7 +215,7 @@ async fn remember_all(
             }
         }
     }
-    Ok(numbered)
+    Ok(())
 }
 
 /// Reads a file that may be cut or replaced meanwhile; no more than the limit is held.

@@ -216,7 +216,8 @@ class SyncApi:
         """Returns a page of memories in id order.
 
         - after: Start after this id.
-        - limit: At most this many, 1 to 1,000; 500 when missing.
+        - limit: At most this many, 1 to 1,000; 500 when missing. A page also ends when it has 2 MiB of
+          text.
         - namespace: Only this namespace.
         """
         params: Dict[str, Any] = {

@@ -45,7 +45,7 @@ class Filter(TypedDict, total=False):
     include_quarantined: bool
     """Also memories in quarantine."""
     kinds: List[Kind]
-    """Only these kinds."""
+    """Only these kinds. Each list has at most 64 entries."""
     metadata: Dict[str, str]
     """Only memories with all of these notes."""
     sources: List[str]
@@ -475,7 +475,7 @@ class RecallResult:
     took_us: int
     """Time spent in the daemon (microseconds)."""
     degraded: List[str] = field(default_factory=list)
-    """What was not available, such as `embedding`; the answer is from the rest."""
+    """What was not available, such as `embedding`; the answer is from the rest. `phrase`: more memories have the words of a phrase in quotes than are looked at; the best of them were."""
     hits: List[HitView] = field(default_factory=list)
     """The hits, best first."""
 
