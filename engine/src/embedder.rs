@@ -1,9 +1,10 @@
 //! The embedder: all-MiniLM-L6-v2, a BERT of six layers with mean pooling.
 //!
-//! Reading order: [`bert`] (the network), [`cache`] (vectors by content).
+//! Reading order: [`bert`] (the network on tensors), `slices` (the same without libtorch), [`cache`] (vectors by content).
 
 pub mod bert;
 pub mod cache;
+mod slices;
 
 use std::sync::{Mutex, PoisonError};
 
@@ -15,8 +16,9 @@ use mneme_weights::SafetensorsFile;
 use crate::assets::Assets;
 use crate::embedder::bert::Bert;
 use crate::embedder::cache::EmbeddingCache;
+use crate::embedder::slices::SliceBert;
 use crate::error::{ModelError, Result};
-use crate::runtime::Runtime;
+use crate::runtime::{Precision, Runtime};
 
 /// Names model and recipe; changes when either does, because vectors of different recipes cannot be compared.
 pub const GENERATION: &str = "all-MiniLM-L6-v2/1";
@@ -40,11 +42,36 @@ const TEXT_BYTES_MAX: usize = 16 << 10;
 /// Vectors that are kept, by content (384 f32 each: 6 MiB in all).
 const CACHE_ENTRIES: usize = 4_096;
 
+/// The network in the form that suits the device.
+#[derive(Debug)]
+enum Network {
+    Tensors(Bert),
+    Slices(SliceBert),
+}
+
+impl Network {
+    fn load(file: &SafetensorsFile, runtime: Runtime) -> Result<Self> {
+        if runtime.device.is_cuda() || runtime.precision == Precision::Dense {
+            Ok(Self::Tensors(Bert::load(file, runtime)?))
+        } else {
+            Ok(Self::Slices(SliceBert::load(file, runtime.threads)?))
+        }
+    }
+
+    fn embed(&self, texts: &[&[i64]]) -> Result<Vec<Vec<f32>>> {
+        match self {
+            Self::Tensors(network) => network.embed(texts, LENGTH_BUCKET),
+            Self::Slices(network) => network.embed(texts),
+        }
+    }
+}
+
 /// Turns texts into vectors.
 #[derive(Debug)]
 pub struct Embedder {
     tokenizer: FastTokenizer,
-    network: Mutex<Bert>,
+    network: Mutex<Network>,
+    dimensions: usize,
     cache: Mutex<EmbeddingCache>,
 }
 
@@ -55,16 +82,22 @@ impl Embedder {
         let path = assets.embedder_tokenizer();
         let tokenizer = FastTokenizer::from_json(&fs_err::read(&path)?)
             .map_err(|error| ModelError::load(path.display().to_string(), error.to_string()))?;
+        let network = Network::load(&file, runtime)?;
+        let dimensions = match &network {
+            Network::Tensors(network) => network.dimensions(),
+            Network::Slices(network) => network.dimensions(),
+        };
         Ok(Self {
             tokenizer,
-            network: Mutex::new(Bert::load(&file, runtime)?),
+            network: Mutex::new(network),
+            dimensions,
             cache: Mutex::new(EmbeddingCache::new(CACHE_ENTRIES)),
         })
     }
 
     /// Dimensions of its vectors.
     pub fn dimensions(&self) -> usize {
-        self.network.lock().unwrap_or_else(PoisonError::into_inner).dimensions()
+        self.dimensions
     }
 
     /// The generation of its vectors.
@@ -93,7 +126,7 @@ impl Embedder {
             let (batch, later) = rest.split_at(batch_of(rest));
             rest = later;
             let tokens: Vec<&[i64]> = batch.iter().map(|(_, tokens)| tokens.as_slice()).collect();
-            let vectors = self.network.lock().unwrap_or_else(PoisonError::into_inner).embed(&tokens, LENGTH_BUCKET)?;
+            let vectors = self.network.lock().unwrap_or_else(PoisonError::into_inner).embed(&tokens)?;
             let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
             for ((index, _), vector) in batch.iter().zip(vectors) {
                 let embedding = Embedding::normalized(vector).map_err(|error| EngineError::Internal {

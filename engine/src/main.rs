@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use mneme_engine::assets::Assets;
 use mneme_engine::runtime::{ENVIRONMENT, Precision, Runtime};
-use mneme_engine::{ArrowEngine, NAME};
+use mneme_engine::{ArrowEngine, NAME, load};
 use tracing_subscriber::EnvFilter;
 
 mod commands;
@@ -26,7 +26,7 @@ struct Arguments {
     /// Threads of one tensor operation; 0 takes one for each processor.
     #[arg(long, global = true, default_value_t = 0, env = "MNEME_ENGINE_THREADS")]
     threads: usize,
-    /// How the generator's weights are kept; the fastest for this machine when it is not given.
+    /// How weights are kept. When it is not given: on a processor the form that the generator's file stores, on a GPU dense.
     #[arg(long, global = true, value_enum, env = "MNEME_ENGINE_WEIGHTS")]
     weights: Option<Weights>,
 }
@@ -96,12 +96,12 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
         Weights::Int8 => Precision::Int8,
         Weights::Int4 => Precision::Int4,
     });
-    let runtime = Runtime::start(arguments.threads, precision);
     // A drawing needs no models.
     if let Command::Curve(arguments) = &arguments.command {
         return commands::curve::run(arguments);
     }
     let assets = Assets::find(arguments.assets.as_deref())?;
+    let runtime = Runtime::start(arguments.threads, precision, load::packed_form(&assets.generator()));
     match arguments.command {
         Command::Serve => serve(assets, runtime),
         Command::Train(arguments) => commands::train::run(&arguments, assets, runtime.trainable()),

@@ -34,15 +34,16 @@ pub struct Runtime {
 impl Runtime {
     /// Sets libtorch's threads and picks device and number format for this machine. Call once, before any tensor.
     ///
-    /// `threads`: 0 takes one for each processor. `precision`: `None` takes the fastest for this machine.
-    pub fn start(threads: usize, precision: Option<Precision>) -> Self {
+    /// `threads`: 0 takes one for each processor. `precision`: `None` takes the fastest for this machine, which on a processor is
+    /// `packed`, the smallest form that loses nothing: decoding is bound by the bytes of the weights, short windows by the cost
+    /// of libtorch's operations, which packed networks do without.
+    pub fn start(threads: usize, precision: Option<Precision>, packed: Precision) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
         let threads = if threads == 0 { processors } else { threads.min(processors) };
         tch::set_num_threads(i32::try_from(threads).unwrap_or(1));
         let device = Device::cuda_if_available();
         let fast = device.is_cuda() || fast_bf16();
-        // Where bf16 runs on matrix units nothing is faster; elsewhere 8-bit codes move a quarter of the bytes.
-        let precision = precision.unwrap_or(if fast { Precision::Dense } else { Precision::Int8 });
+        let precision = precision.unwrap_or(if device.is_cuda() { Precision::Dense } else { packed });
         let compute = if fast && precision == Precision::Dense { Kind::BFloat16 } else { Kind::Float };
         Self { device, compute, precision, threads }
     }

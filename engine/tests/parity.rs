@@ -58,8 +58,11 @@ impl Bytes {
 #[test]
 fn embeddings_equal_transformers_on_two_hundred_texts() {
     let Some(assets) = assets() else { return };
-    for (compute, cosine_min) in [(Kind::Float, 0.9999), (Kind::BFloat16, 0.999)] {
-        let runtime = Runtime { device: Device::Cpu, compute, precision: Precision::Dense, threads: 2 };
+    let dense = Precision::Dense;
+    for (compute, precision, cosine_min) in
+        [(Kind::Float, Precision::Int8, 0.9999), (Kind::Float, dense, 0.9999), (Kind::BFloat16, dense, 0.999)]
+    {
+        let runtime = Runtime { device: Device::Cpu, compute, precision, threads: 2 };
         let embedder = Embedder::load(&assets, runtime).unwrap();
         let mut golden = Bytes::golden("embedder.bin");
         let (mut texts, mut expected) = (Vec::new(), Vec::new());
@@ -75,7 +78,7 @@ fn embeddings_equal_transformers_on_two_hundred_texts() {
             f64::from(made.cosine(&expected).unwrap())
         };
         let worst = made.iter().zip(&expected).map(cosine).fold(1.0, f64::min);
-        println!("{compute:?}: {} texts, smallest cosine {worst:.6}", texts.len());
+        println!("{precision:?} {compute:?}: {} texts, smallest cosine {worst:.6}", texts.len());
         assert!(texts.len() == 200 && worst > cosine_min);
     }
 }

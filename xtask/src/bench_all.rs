@@ -8,16 +8,18 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use crate::command::cargo;
-use crate::later::Benchmark;
+use crate::later::{Benchmark, Kind, LONG};
 use crate::workspace::Workspace;
 
 /// Where what was printed is kept, from the workspace's root.
 const RUNS: &str = "docs/benchmarks/runs";
 
-/// Runs all benchmarks, or those whose names follow. One that fails is written down as failed and stops no other.
+/// Runs all benchmarks but the long ones, or those whose names follow. One that fails is written down as failed and stops no other.
 pub(crate) fn run(workspace: &Workspace, benchmarks: &[Benchmark<'_>], wanted: &[String]) -> anyhow::Result<ExitCode> {
-    let chosen: Vec<&Benchmark<'_>> =
-        benchmarks.iter().filter(|found| wanted.is_empty() || wanted.iter().any(|name| name == found.name)).collect();
+    let is_wanted = |name: &str| {
+        if wanted.is_empty() { !LONG.contains(&name) } else { wanted.iter().any(|other| other == name) }
+    };
+    let chosen: Vec<&Benchmark<'_>> = benchmarks.iter().filter(|found| is_wanted(found.name)).collect();
     if let Some(unknown) = wanted.iter().find(|name| !benchmarks.iter().any(|found| found.name == name.as_str())) {
         println!("there is no benchmark {unknown}; 'cargo xtask bench' lists them");
         return Ok(ExitCode::from(2));
@@ -29,7 +31,11 @@ pub(crate) fn run(workspace: &Workspace, benchmarks: &[Benchmark<'_>], wanted: &
     for (number, benchmark) in chosen.iter().enumerate() {
         println!("== {} ({} of {})", benchmark.name, number + 1, chosen.len());
         let mut page = format!("{head}command: cargo xtask bench {}\n\n", benchmark.name);
-        if !shown(&mut benchmark.command(&workspace.root, &[]), &mut page)? {
+        let outcome = benchmark.command(&workspace.root, &[]).and_then(|mut command| shown(&mut command, &mut page));
+        if !matches!(outcome, Ok(true)) {
+            if let Err(error) = outcome {
+                println!("error: {error:#}");
+            }
             page.push_str("\nFAILED\n");
             failed.push(benchmark.name);
         }
@@ -76,15 +82,17 @@ fn shown(command: &mut Command, page: &mut String) -> anyhow::Result<bool> {
 }
 
 impl Benchmark<'_> {
-    /// The command that runs it.
-    pub(crate) fn command(&self, root: &Path, arguments: &[String]) -> Command {
+    /// The command that runs it; a table of peers is preceded by the build of our part.
+    pub(crate) fn command(&self, root: &Path, arguments: &[String]) -> anyhow::Result<Command> {
         let mut command = cargo(root);
-        if self.is_program {
-            command.args(["run", "--quiet", "--release", "--package", self.package, "--bin", self.name, "--"]);
-        } else {
-            command.args(["bench", "--quiet", "--package", self.package, "--bench", self.name, "--"]);
-        }
+        match self.kind {
+            Kind::Program => {
+                command.args(["run", "--quiet", "--release", "--package", self.package, "--bin", self.name, "--"])
+            }
+            Kind::Target => command.args(["bench", "--quiet", "--package", self.package, "--bench", self.name, "--"]),
+            Kind::Peers(table) => return table.command(root, arguments),
+        };
         command.args(arguments);
-        command
+        Ok(command)
     }
 }

@@ -6,6 +6,7 @@ use cargo_metadata::TargetKind;
 use clap::Args;
 
 use crate::command::{cargo, status};
+use crate::peers::{TABLES, Table};
 use crate::setup;
 use crate::workspace::Workspace;
 
@@ -72,9 +73,23 @@ pub(crate) struct Benchmark<'a> {
     pub(crate) name: &'a str,
     /// Where it is.
     pub(crate) package: &'a str,
-    /// A program of the bench package, else a bench target.
-    pub(crate) is_program: bool,
+    /// What runs it.
+    pub(crate) kind: Kind,
 }
+
+/// What runs a benchmark.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Kind {
+    /// A program of the bench package.
+    Program,
+    /// A bench target.
+    Target,
+    /// A script that sets our program beside peers.
+    Peers(Table),
+}
+
+/// Benchmarks that take most of an hour each: `all` leaves them out unless they are named.
+pub(crate) const LONG: [&str; 3] = ["evolution", "serving_beside_training", "unattended"];
 
 /// Runs one benchmark or all, or lists them.
 pub(crate) fn bench(workspace: &Workspace, passed: &PassedOn) -> anyhow::Result<ExitCode> {
@@ -83,14 +98,23 @@ pub(crate) fn bench(workspace: &Workspace, passed: &PassedOn) -> anyhow::Result<
         for target in &package.targets {
             let is_program = package.name.as_str() == "mneme-bench" && target.kind.contains(&TargetKind::Bin);
             if target.kind.contains(&TargetKind::Bench) || is_program {
-                found.push(Benchmark { name: &target.name, package: package.name.as_str(), is_program });
+                let kind = if is_program { Kind::Program } else { Kind::Target };
+                found.push(Benchmark { name: &target.name, package: package.name.as_str(), kind });
             }
         }
+    }
+    for table in &TABLES {
+        found.push(Benchmark { name: table.name, package: table.package, kind: Kind::Peers(*table) });
     }
     let Some((wanted, rest)) = passed.arguments.split_first() else {
         println!("cargo xtask bench all [NAMES], or cargo xtask bench NAME [ARGUMENTS], where NAME is one of:");
         for benchmark in found {
-            println!("  {:<24} {}", benchmark.name, benchmark.package);
+            let long = if LONG.contains(&benchmark.name) {
+                "  (most of an hour; 'all' runs it only when it is named)"
+            } else {
+                ""
+            };
+            println!("  {:<24} {}{long}", benchmark.name, benchmark.package);
         }
         println!("  {CLIENTS:<24} client-sdk (needs python3)");
         return Ok(ExitCode::SUCCESS);
@@ -105,7 +129,7 @@ pub(crate) fn bench(workspace: &Workspace, passed: &PassedOn) -> anyhow::Result<
         println!("there is no benchmark {wanted}; 'cargo xtask bench' lists them");
         return Ok(ExitCode::from(MISSING));
     };
-    let mut command = benchmark.command(&workspace.root, rest);
+    let mut command = benchmark.command(&workspace.root, rest)?;
     Ok(if status(&mut command)?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -1,6 +1,6 @@
 //! `cargo xtask`: sets a fresh machine up, runs the tests and the demonstration, and keeps the house tidy.
 //!
-//! Reading order: [`workspace`], [`setup`], [`test`], [`tidy`], [`cross`], [`later`].
+//! Reading order: [`workspace`], [`setup`], [`test`], [`tidy`], [`cross`], [`later`], [`peers`].
 
 #![expect(clippy::print_stdout, reason = "a command line tool speaks on standard output")]
 
@@ -8,6 +8,7 @@ mod bench_all;
 mod command;
 mod cross;
 mod later;
+mod peers;
 mod setup;
 mod test;
 mod tidy;

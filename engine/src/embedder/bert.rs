@@ -10,9 +10,58 @@ use crate::nn::norm::Norm;
 use crate::runtime::Runtime;
 
 /// Added to the variance in BERT's norms.
-const NORM_EPSILON: f64 = 1e-12;
+pub(super) const NORM_EPSILON: f64 = 1e-12;
+/// Layers that are looked for; the largest BERT has 24.
+const LAYERS_MAX: usize = 256;
 /// Width of an attention head; all MiniLM sizes use it.
-const HEAD: i64 = 32;
+pub(super) const HEAD: i64 = 32;
+
+/// The sizes of a network, read off its tensors.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) hidden: usize,
+    pub(super) vocabulary: usize,
+    pub(super) positions: usize,
+    pub(super) segments: usize,
+    pub(super) wide: usize,
+    pub(super) layers: usize,
+}
+
+impl Shape {
+    pub(super) fn of(file: &SafetensorsFile) -> Result<Self> {
+        let extent = |name: &str, axis: usize| -> Result<usize> {
+            let info = file.info(name)?;
+            let extent = info.shape.get(axis).copied().filter(|extent| *extent > 0);
+            extent.ok_or_else(|| ModelError::load(name, format!("its shape is {:?}", info.shape)))
+        };
+        let hidden = extent("embeddings.word_embeddings.weight", 1)?;
+        if !hidden.is_multiple_of(HEAD as usize) {
+            return Err(ModelError::load("embedder", format!("{hidden} is no multiple of the head width {HEAD}")));
+        }
+        let has = |layer: usize| file.find(&format!("encoder.layer.{layer}.attention.self.query.weight")).is_some();
+        Ok(Self {
+            hidden,
+            vocabulary: extent("embeddings.word_embeddings.weight", 0)?,
+            positions: extent("embeddings.position_embeddings.weight", 0)?,
+            segments: extent("embeddings.token_type_embeddings.weight", 0)?,
+            wide: extent("encoder.layer.0.intermediate.dense.weight", 0)?,
+            layers: (0..LAYERS_MAX).take_while(|layer| has(*layer)).count(),
+        })
+    }
+
+    /// Refuses texts that are empty or too long, and tokens that do not exist.
+    pub(super) fn check(&self, texts: &[&[i64]]) -> Result<()> {
+        let longest = texts.iter().map(|tokens| tokens.len()).max().unwrap_or(0);
+        if longest == 0 || longest > self.positions || texts.iter().any(|tokens| tokens.is_empty()) {
+            return Err(ModelError::load("batch", format!("its longest text has {longest} tokens")));
+        }
+        let known = 0..self.vocabulary as i64;
+        match texts.iter().flat_map(|tokens| tokens.iter()).find(|id| !known.contains(*id)) {
+            Some(bad) => Err(ModelError::load("batch", format!("token {bad} is outside 0..{}", self.vocabulary))),
+            None => Ok(()),
+        }
+    }
+}
 
 #[derive(Debug)]
 struct Block {
@@ -34,7 +83,7 @@ pub struct Bert {
     norm: Norm,
     blocks: Vec<Block>,
     hidden: i64,
-    vocabulary: i64,
+    shape: Shape,
     kind: Kind,
     device: Device,
 }
@@ -42,20 +91,9 @@ pub struct Bert {
 impl Bert {
     /// Loads the network; its sizes are those of the tensors in the file.
     pub fn load(file: &SafetensorsFile, runtime: Runtime) -> Result<Self> {
-        let extent = |name: &str, axis: usize| -> Result<i64> {
-            let info = file.info(name)?;
-            let extent = info.shape.get(axis).copied().filter(|extent| *extent > 0);
-            extent
-                .map(|extent| extent as i64)
-                .ok_or_else(|| ModelError::load(name, format!("its shape is {:?}", info.shape)))
-        };
-        let hidden = extent("embeddings.word_embeddings.weight", 1)?;
-        let vocabulary = extent("embeddings.word_embeddings.weight", 0)?;
-        let positions = extent("embeddings.position_embeddings.weight", 0)?;
-        let wide = extent("encoder.layer.0.intermediate.dense.weight", 0)?;
-        if hidden % HEAD != 0 {
-            return Err(ModelError::load("embedder", format!("{hidden} is no multiple of the head width {HEAD}")));
-        }
+        let shape = Shape::of(file)?;
+        let [hidden, vocabulary, positions, segments, wide] =
+            [shape.hidden, shape.vocabulary, shape.positions, shape.segments, shape.wide].map(|extent| extent as i64);
         let reader = Reader { source: file, runtime };
         let vector = |name: &str, width: i64| reader.tensor(name, &[width], Kind::Float);
         let norm = |name: &str| -> Result<Norm> {
@@ -67,8 +105,8 @@ impl Bert {
             Ok(Linear::dense(reader.weight(&format!("{name}.weight"), &[out, input])?, Some(bias)))
         };
         let mut blocks = Vec::new();
-        while file.find(&format!("encoder.layer.{}.attention.self.query.weight", blocks.len())).is_some() {
-            let name = |part: &str| format!("encoder.layer.{}.{part}", blocks.len());
+        for index in 0..shape.layers {
+            let name = |part: &str| format!("encoder.layer.{index}.{part}");
             let stacked = |kind: &str, shape: &[i64]| -> Result<Tensor> {
                 let part = |which: &str| reader.weight(&name(&format!("attention.self.{which}.{kind}")), shape);
                 Ok(Tensor::f_cat(&[part("query")?, part("key")?, part("value")?], 0)?)
@@ -82,7 +120,6 @@ impl Bert {
                 feed_norm: norm(&name("output.LayerNorm"))?,
             });
         }
-        let segments = extent("embeddings.token_type_embeddings.weight", 0)?;
         let segment =
             reader.tensor("embeddings.token_type_embeddings.weight", &[segments, hidden], Kind::Float)?.f_get(0)?;
         let places = reader.tensor("embeddings.position_embeddings.weight", &[positions, hidden], Kind::Float)?;
@@ -92,7 +129,7 @@ impl Bert {
             norm: norm("embeddings.LayerNorm")?,
             blocks,
             hidden,
-            vocabulary,
+            shape,
             kind: runtime.compute,
             device: runtime.device,
         })
@@ -108,20 +145,15 @@ impl Bert {
     /// # Shapes
     /// For each text a vector `[hidden] f32`, the mean over its tokens, not scaled to unit length.
     pub fn embed(&self, texts: &[&[i64]], bucket: usize) -> Result<Vec<Vec<f32>>> {
+        self.shape.check(texts)?;
         let _guard = tch::no_grad_guard();
         let count = texts.len() as i64;
         let longest = texts.iter().map(|tokens| tokens.len()).max().unwrap_or(0);
-        let length = longest.next_multiple_of(bucket.max(1)).min(self.places.size()[0] as usize);
-        if longest == 0 || longest > length || texts.iter().any(|tokens| tokens.is_empty()) {
-            return Err(ModelError::load("batch", format!("its longest text has {longest} tokens")));
-        }
+        let length = longest.next_multiple_of(bucket.max(1)).min(self.shape.positions);
         let mut ids = vec![0_i64; texts.len() * length];
         let mut weights = vec![0.0_f32; texts.len() * length];
         let mut hide = vec![f32::NEG_INFINITY; texts.len() * length];
         for (text, tokens) in texts.iter().enumerate() {
-            if let Some(bad) = tokens.iter().find(|id| !(0..self.vocabulary).contains(*id)) {
-                return Err(ModelError::load("batch", format!("token {bad} is outside 0..{}", self.vocabulary)));
-            }
             let row = text * length..text * length + tokens.len();
             ids[row.clone()].copy_from_slice(tokens);
             weights[row.clone()].fill(1.0 / tokens.len() as f32);

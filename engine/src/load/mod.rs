@@ -140,6 +140,14 @@ impl Reader<'_> {
     }
 }
 
+/// The form in which a GGUF file's layers are packed without loss: 4 bits when every layer is stored in blocks that are taken over
+/// as they are, else 8 bits. A file that cannot be read is refused where it is loaded.
+pub fn packed_form(path: &Path) -> Precision {
+    let Ok(file) = open_gguf(path) else { return Precision::Int8 };
+    let mut layers = file.tensors().iter().filter(|info| info.name.starts_with("blk.") && info.shape.len() == 2);
+    if layers.all(|info| stored::block_bytes(info.dtype).is_some()) { Precision::Int4 } else { Precision::Int8 }
+}
+
 /// A tensor `[outputs, input]` that is part of a linear layer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Part<'a> {

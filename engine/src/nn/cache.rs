@@ -46,6 +46,14 @@ impl KvCache {
         }
     }
 
+    /// Makes room for a window behind the committed positions, where the network writes it there: tensors keep such a window apart.
+    pub(crate) fn reserve(&mut self, window: i64) {
+        if let Store::Plain(layers) = &mut self.store {
+            self.capacity = self.capacity.max(self.len + window);
+            layers.iter_mut().for_each(|layer| layer.reserve(self.capacity as usize));
+        }
+    }
+
     /// Refuses a window that does not fit behind the committed positions.
     pub(crate) fn check_room(&self, window: i64) -> Result<()> {
         let end = self.len + window;

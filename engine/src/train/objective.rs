@@ -45,6 +45,7 @@ pub(crate) fn hidden(
 ) -> Result<Tensor> {
     let visibility = Visibility::Segments(&segments.roles);
     let window = Window { tokens: &segments.tokens, positions: &segments.positions, visibility };
+    clean.cache.reserve(segments.tokens.len() as i64);
     backbone.hidden(&window, Some(&mut clean.cache), additions)
 }
 

@@ -33,6 +33,23 @@ impl KeyValues {
         Self { keys, values, kv_heads, head, capacity }
     }
 
+    /// Makes room for `capacity` positions; what is there stays. Cost: a copy of all of it, when there was less room.
+    pub fn reserve(&mut self, capacity: usize) {
+        if capacity <= self.capacity {
+            return;
+        }
+        let mut grown = Self::new(self.kv_heads, self.head, capacity);
+        let rows = |capacity: usize| capacity * self.head.next_multiple_of(VALUE_BLOCK);
+        let keys = grown.keys.chunks_exact_mut(grown.capacity).zip(self.keys.chunks_exact(self.capacity.max(1)));
+        keys.for_each(|(to, from)| to[..from.len()].copy_from_slice(from));
+        let values = grown
+            .values
+            .chunks_exact_mut(rows(grown.capacity))
+            .zip(self.values.chunks_exact(rows(self.capacity).max(1)));
+        values.for_each(|(to, from)| to[..from.len()].copy_from_slice(from));
+        *self = grown;
+    }
+
     /// Positions that fit.
     pub fn capacity(&self) -> usize {
         self.capacity
@@ -280,6 +297,20 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_store_that_grows_holds_what_one_of_the_full_size_holds() {
+        let (kv_heads, head, stride) = (2, 20, 90);
+        let all = numbers(50 * stride, 3);
+        let mut whole = KeyValues::new(kv_heads, head, 100);
+        whole.write(0, &all, stride, 0, kv_heads * head);
+        let mut grown = KeyValues::new(kv_heads, head, 50);
+        grown.write(0, &all, stride, 0, kv_heads * head);
+        grown.reserve(100);
+        assert_eq!((&grown.keys, &grown.values), (&whole.keys, &whole.values));
+        grown.reserve(10);
+        assert_eq!(grown.capacity(), whole.capacity());
     }
 
     #[test]
