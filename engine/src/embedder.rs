@@ -32,6 +32,9 @@ pub const WINDOW_TOKENS: usize = 256;
 /// Tokens of one evaluation, padding included: larger batches gain no speed and cost memory.
 const BATCH_TOKENS_MAX: usize = 2_048;
 
+/// Batches of up to this many tokens cost less in packed weights than the overhead of libtorch's operations.
+const SLICE_TOKENS_MAX: usize = 192;
+
 /// Lengths are padded to a multiple of this, so that few shapes occur and oneDNN's kernels are reused.
 const LENGTH_BUCKET: usize = 8;
 
@@ -42,26 +45,29 @@ const TEXT_BYTES_MAX: usize = 16 << 10;
 /// Vectors that are kept, by content (384 f32 each: 6 MiB in all).
 const CACHE_ENTRIES: usize = 4_096;
 
-/// The network in the form that suits the device.
+/// The network, in the form that suits what is asked.
 #[derive(Debug)]
-enum Network {
-    Tensors(Bert),
-    Slices(SliceBert),
+struct Network {
+    tensors: Bert,
+    /// For questions and single notes, on a processor.
+    slices: Option<SliceBert>,
 }
 
 impl Network {
     fn load(file: &SafetensorsFile, runtime: Runtime) -> Result<Self> {
-        if runtime.device.is_cuda() || runtime.precision == Precision::Dense {
-            Ok(Self::Tensors(Bert::load(file, runtime)?))
-        } else {
-            Ok(Self::Slices(SliceBert::load(file, runtime.threads)?))
-        }
+        let is_plain = runtime.device.is_cuda() || runtime.precision == Precision::Dense;
+        let slices = if is_plain { None } else { Some(SliceBert::load(file, runtime.threads)?) };
+        // Beside packed weights the compute kind is that of their activations; large batches take the fastest there is.
+        let runtime = if is_plain { runtime } else { runtime.trainable() };
+        Ok(Self { tensors: Bert::load(file, runtime)?, slices })
     }
 
     fn embed(&self, texts: &[&[i64]]) -> Result<Vec<Vec<f32>>> {
-        match self {
-            Self::Tensors(network) => network.embed(texts, LENGTH_BUCKET),
-            Self::Slices(network) => network.embed(texts),
+        match &self.slices {
+            Some(slices) if texts.iter().map(|tokens| tokens.len()).sum::<usize>() <= SLICE_TOKENS_MAX => {
+                slices.embed(texts)
+            }
+            _ => self.tensors.embed(texts, LENGTH_BUCKET),
         }
     }
 }
@@ -83,10 +89,7 @@ impl Embedder {
         let tokenizer = FastTokenizer::from_json(&fs_err::read(&path)?)
             .map_err(|error| ModelError::load(path.display().to_string(), error.to_string()))?;
         let network = Network::load(&file, runtime)?;
-        let dimensions = match &network {
-            Network::Tensors(network) => network.dimensions(),
-            Network::Slices(network) => network.dimensions(),
-        };
+        let dimensions = network.tensors.dimensions();
         Ok(Self {
             tokenizer,
             network: Mutex::new(network),

@@ -60,7 +60,7 @@ fn embeddings_equal_transformers_on_two_hundred_texts() {
     let Some(assets) = assets() else { return };
     let dense = Precision::Dense;
     for (compute, precision, cosine_min) in
-        [(Kind::Float, Precision::Int8, 0.9999), (Kind::Float, dense, 0.9999), (Kind::BFloat16, dense, 0.999)]
+        [(Kind::Float, Precision::Int8, 0.999), (Kind::Float, dense, 0.9999), (Kind::BFloat16, dense, 0.999)]
     {
         let runtime = Runtime { device: Device::Cpu, compute, precision, threads: 2 };
         let embedder = Embedder::load(&assets, runtime).unwrap();
@@ -72,7 +72,13 @@ fn embeddings_equal_transformers_on_two_hundred_texts() {
             let halves = golden.take(2 * 384).as_chunks::<2>().0;
             expected.push(halves.iter().map(|pair| half::f16::from_le_bytes(*pair).to_f32()).collect::<Vec<f32>>());
         }
-        let made = embedder.embed(&texts, &CancelToken::default()).unwrap();
+        // One by one they take the path of questions, where weights are packed.
+        let embed =
+            |text: &String| embedder.embed(std::slice::from_ref(text), &CancelToken::default()).unwrap().remove(0);
+        let made: Vec<Embedding> = match precision {
+            Precision::Dense => embedder.embed(&texts, &CancelToken::default()).unwrap(),
+            _ => texts.iter().map(embed).collect(),
+        };
         let cosine = |(made, expected): (&Embedding, &Vec<f32>)| {
             let expected = Embedding::normalized(expected.clone()).unwrap();
             f64::from(made.cosine(&expected).unwrap())
