@@ -2,15 +2,16 @@
 //!
 //! Called by: daemon, generator; gets events from uncertainty and memory. Calls: memory and the engine. Owns: the loop's state
 //! and at most one training job. Capacity: [`CALLS_MAX`] calls. A restart loses what was observed since the last checkpoint;
-//! decisions are journaled before their effect and are taken up again.
+//! decisions are journaled before their effect and are taken up again. A store that refuses writes fails no part of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use mneme_base::{AdapterId, Clock, Embedding, MemoryId, Timestamp};
+use mneme_engine_api::trainer::JOB_FILE;
 use mneme_engine_api::{AdapterLevel, AdapterUse, CancelToken, Engine};
 use mneme_evolution::machine::{Action, Command, Event, Evolution, JobSpec, LogRow, Notice, Stage, Status};
 use mneme_evolution::registry::Entry;
@@ -18,28 +19,30 @@ use mneme_evolution::trigger::Feedback;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::time::Instant;
 
-use crate::call::{ActorError, ActorStatus, Request, Slot, deadline_in};
+use crate::call::{ActorError, ActorStatus, Request, Slot};
 use crate::memory::MemoryHandle;
 use crate::tunables::Tuned;
 use crate::uncertainty::Observation;
 
 mod base_text;
+mod comparing;
 mod jobs;
+mod journal;
 mod listener;
 mod load;
 mod reading;
 mod rows;
 
 use jobs::run_job;
-use listener::{listen, score};
+use listener::listen;
 use reading::Pace;
-use rows::{read_checkpoint, read_rows, write_checkpoint, write_row};
+use rows::{Snapshot, read_about, read_checkpoint, read_history, read_newest, write_checkpoint};
 
 /// Calls at once.
 const CALLS_MAX: usize = 256;
 /// Time between two looks at load and battery.
 const TICK: Duration = Duration::from_secs(5);
-/// How long a row may take to become durable before the loop stops.
+/// How long a row may take to become durable before it has to be tried again.
 const JOURNAL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The loop as it is told to a person.
@@ -64,11 +67,13 @@ pub struct EvolutionReport {
 pub struct EvolutionHandle {
     pub(crate) slot: Slot<Message>,
     memory: MemoryHandle,
+    /// The number of the last row that was written.
+    pub(crate) last_row: Arc<AtomicU64>,
 }
 
 impl EvolutionHandle {
     pub(crate) fn new(memory: MemoryHandle) -> Self {
-        Self { slot: Slot::new("evolution", CALLS_MAX), memory }
+        Self { slot: Slot::new("evolution", CALLS_MAX), memory, last_row: Arc::default() }
     }
 
     /// Tells of a generation that was observed. Lost while the actor is away: one observation among many.
@@ -96,18 +101,21 @@ impl EvolutionHandle {
         self.slot.call((), deadline, Message::Report).await
     }
 
-    /// Decisions with numbers up to `before` (exclusive), newest first.
-    pub async fn log(&self, limit: usize, before: Option<u64>, deadline: Instant) -> Result<Vec<LogRow>, ActorError> {
-        let mut rows = self.rows(deadline).await?;
-        rows.retain(|row| before.is_none_or(|before| row.id < before));
-        rows.reverse();
-        rows.truncate(limit);
-        Ok(rows)
+    /// Takes adapters that learned one of these memories out of service and off the disk, and names them. Harmless to repeat: the loop
+    /// hears of what was forgotten by itself too, a moment later.
+    pub async fn forgotten(&self, memories: Vec<MemoryId>, deadline: Instant) -> Result<Vec<AdapterId>, ActorError> {
+        self.slot.call(memories, deadline, Message::Forgotten).await
     }
 
-    /// Every decision, oldest first.
-    pub async fn rows(&self, deadline: Instant) -> Result<Vec<LogRow>, ActorError> {
-        read_rows(&self.memory, deadline).await
+    /// Decisions with numbers up to `before` (exclusive), newest first. The newest ten thousand or so are kept.
+    pub async fn log(&self, limit: usize, before: Option<u64>, deadline: Instant) -> Result<Vec<LogRow>, ActorError> {
+        let next = self.last_row.load(Ordering::Acquire) + 1;
+        read_newest(&self.memory, limit, before.unwrap_or(next).min(next), deadline).await
+    }
+
+    /// The newest decisions on an adapter, oldest first.
+    pub async fn log_about(&self, adapter: AdapterId, deadline: Instant) -> Result<Vec<LogRow>, ActorError> {
+        read_about(&self.memory, adapter, deadline).await
     }
 
     /// How the actor is.
@@ -128,6 +136,10 @@ pub(crate) enum Message {
     Command(Request<Command, (Stage, String)>),
     /// How is the loop?
     Report(Request<(), EvolutionReport>),
+    /// The user forgot memories: which adapters learned them?
+    Forgotten(Request<Vec<MemoryId>, Vec<AdapterId>>),
+    /// The comparison under way ended.
+    Compared(Option<Box<Event>>),
     /// Something happened inside.
     Happened(Box<Event>),
     /// A job made progress.
@@ -152,6 +164,8 @@ pub(crate) struct Arguments {
     pub(crate) enabled: bool,
     /// Where adapters and job folders lie.
     pub(crate) folder: PathBuf,
+    /// Where the number of the last row that was written is told.
+    pub(crate) last_row: Arc<AtomicU64>,
 }
 
 /// What evolution owns.
@@ -170,6 +184,15 @@ pub(crate) struct State {
     progress: Option<f32>,
     /// How many texts are still read this minute.
     pace: Pace,
+    /// What was decided and could not be carried out yet, in order; empty or led by a row.
+    waiting: VecDeque<Action>,
+    /// The state as it was last written down.
+    snapshot: Snapshot,
+    /// The store could not be asked what it no longer has.
+    look_for_forgotten: bool,
+    /// Texts to compare adapters on, and whether one is under way.
+    to_compare: VecDeque<(MemoryId, Embedding)>,
+    comparing: bool,
 }
 
 /// Evolution's actor.
@@ -182,14 +205,12 @@ impl Actor for EvolutionActor {
 
     async fn pre_start(&self, myself: ActorRef<Message>, arguments: Arguments) -> Result<State, ActorProcessingErr> {
         fs_err::create_dir_all(&arguments.folder)?;
-        let deadline = deadline_in(JOURNAL_TIMEOUT);
-        let rows = read_rows(&arguments.memory, deadline).await?;
-        let checkpoint = read_checkpoint(&arguments.memory, deadline).await?;
-        let mut stations = BTreeMap::new();
-        for row in &rows {
-            *stations.entry(row.to).or_insert(0) += 1;
-        }
-        let evolution = Evolution::restore(arguments.tuned.get().policy.clone(), rows, checkpoint)?;
+        // From here on nothing is missed; what was before is found in the store.
+        let changes = arguments.memory.changes();
+        let (snapshot, Snapshot { state: history, stations, .. }) = read_history(&arguments.memory).await?;
+        let checkpoint = read_checkpoint(&arguments.memory).await?;
+        arguments.last_row.store(history.rows, Ordering::Release);
+        let evolution = Evolution::resume(arguments.tuned.get().policy.clone(), history, checkpoint);
         let mut state = State {
             evolution,
             stations,
@@ -201,17 +222,19 @@ impl Actor for EvolutionActor {
             replaced: Arc::default(),
             progress: None,
             pace: Pace::default(),
+            waiting: VecDeque::new(),
+            snapshot,
+            look_for_forgotten: false,
+            to_compare: VecDeque::new(),
+            comparing: false,
             arguments,
         };
         let actions = state.evolution.reconcile();
-        state.carry_out(&myself, actions).await?;
-        state.find_forgotten(&myself).await?;
+        state.carry_out(&myself, actions).await;
+        state.find_forgotten(&myself).await;
         state.sweep_folders();
-        if state.arguments.enabled {
-            myself.send_interval(TICK, || Message::Tick);
-            let changes = state.arguments.memory.changes();
-            tokio::spawn(listen(changes, state.arguments.clone(), myself));
-        }
+        myself.send_interval(TICK, || Message::Tick);
+        tokio::spawn(listen(changes, state.arguments.clone(), myself));
         Ok(state)
     }
 
@@ -226,26 +249,27 @@ impl Actor for EvolutionActor {
             Message::Serving(request) => {
                 let serving = state.serving(&request.input);
                 let _ = request.reply.send(Ok(serving));
-                Ok(())
             }
             Message::Judge(request) => {
                 let (situation, feedback) = request.input;
                 let result = state.happened(&myself, Event::Judged { situation, feedback }).await;
-                let _ = request.reply.send(Ok(()));
-                result.map(|_| ())
+                let _ = request.reply.send(result.map(|_| ()));
             }
             Message::Command(request) => {
                 // An order may come before the first tick.
-                state.tick(&myself).await?;
-                let notices = state.happened(&myself, Event::Command(request.input)).await?;
-                let stage = state.evolution.state().stage();
-                let _ = request.reply.send(Ok((stage, words_of(&notices, &state.evolution, state.now()))));
-                Ok(())
+                state.tick(&myself).await;
+                let result = state.happened(&myself, Event::Command(request.input)).await;
+                let _ = request.reply.send(result.map(|notices| state.words_of(&notices)));
             }
             Message::Report(request) => {
                 let report = state.report();
                 let _ = request.reply.send(Ok(report));
-                Ok(())
+            }
+            Message::Forgotten(request) => {
+                let memories: BTreeSet<MemoryId> = request.input.iter().copied().collect();
+                state.heard(&myself, Event::Forgotten(request.input)).await;
+                let learned = state.evolution.state().registry.learned(&memories);
+                let _ = request.reply.send(Ok(learned.into_iter().collect()));
             }
             Message::Happened(event) => {
                 if let Event::UserText { memory, situation, .. } = event.as_ref() {
@@ -253,38 +277,46 @@ impl Actor for EvolutionActor {
                     state.compare(&myself, *memory, situation);
                     state.read(&myself, *memory, situation);
                 }
-                state.happened(&myself, *event).await.map(|_| ())
+                state.heard(&myself, *event).await;
+            }
+            Message::Compared(event) => {
+                state.comparing = false;
+                if let Some(event) = event {
+                    state.heard(&myself, *event).await;
+                }
+                state.compare_next(&myself);
             }
             Message::Progress(adapter, progress) => {
                 if state.job.as_ref().is_some_and(|(running, _)| *running == adapter) {
                     state.progress = Some(progress);
                 }
-                Ok(())
             }
-            Message::JobEnded(adapter) => {
-                if state.job.as_ref().is_some_and(|(running, _)| *running == adapter) {
-                    state.job = None;
-                    state.progress = None;
-                }
-                Ok(())
-            }
+            Message::JobEnded(adapter) => state.job_ended(adapter),
             Message::Tick => state.tick(&myself).await,
             Message::MissedChanges => state.find_forgotten(&myself).await,
             Message::Tuned => {
                 state.evolution.set_policy(state.arguments.tuned.get().policy.clone());
                 // The levels that may be proposed are told with the engine.
                 state.engine_seen = None;
-                state.see_engine(&myself).await
+                if state.arguments.enabled {
+                    state.see_engine(&myself).await;
+                }
             }
         }
+        Ok(())
     }
 
-    async fn post_stop(&self, _: ActorRef<Message>, state: &mut State) -> Result<(), ActorProcessingErr> {
+    async fn post_stop(&self, myself: ActorRef<Message>, state: &mut State) -> Result<(), ActorProcessingErr> {
         if let Some((_, cancel)) = &state.job {
             cancel.cancel();
         }
+        if let Err(error) = state.catch_up(&myself).await {
+            tracing::warn!(%error, waiting = state.waiting.len(), "decisions are lost that could not be written");
+        }
         let checkpoint = state.evolution.checkpoint();
-        write_checkpoint(&state.arguments.memory, &checkpoint).await?;
+        if let Err(error) = write_checkpoint(&state.arguments.memory, &checkpoint).await {
+            tracing::warn!(%error, "evolution's checkpoint was left out");
+        }
         Ok(())
     }
 }
@@ -294,99 +326,52 @@ impl State {
         self.arguments.clock.now()
     }
 
-    /// Feeds an event and carries out what follows. `Err` only when a decision could not be made durable: then the state in
-    /// memory is ahead of the rows and must be rebuilt.
-    async fn happened(&mut self, myself: &ActorRef<Message>, event: Event) -> Result<Vec<Notice>, ActorProcessingErr> {
-        let now = self.now();
-        let actions = self.evolution.handle(event, now);
-        self.carry_out(myself, actions).await
-    }
-
-    async fn carry_out(
-        &mut self,
-        myself: &ActorRef<Message>,
-        actions: Vec<Action>,
-    ) -> Result<Vec<Notice>, ActorProcessingErr> {
-        let mut notices = Vec::new();
-        for action in actions {
-            match action {
-                Action::Journal(row) => {
-                    tracing::info!(from = %row.from, to = %row.to, reason = row.reason, "evolution decided");
-                    *self.stations.entry(row.to).or_insert(0) += 1;
-                    write_row(&self.arguments.memory, &row).await?;
-                }
-                Action::Checkpoint(checkpoint) => write_checkpoint(&self.arguments.memory, &checkpoint).await?,
-                Action::StartTraining(spec) => self.start_job(myself, spec, 1.0),
-                Action::ScaleAdapter { adapter, factor } => {
-                    if let Some(spec) = self.job_spec(adapter) {
-                        self.start_job(myself, spec, factor as f32);
-                    }
-                }
-                Action::StopTraining { adapter } => self.stop_job(adapter),
-                Action::RetireAdapter { adapter } => {
-                    self.stop_job(adapter);
-                    remove_folder(&self.folder_of(adapter));
-                }
-                Action::Notify(notice) => {
-                    tracing::debug!(?notice, "evolution notice");
-                    notices.push(notice);
-                }
-                // What serves and what is compared is read from the loop's own state at each request.
-                Action::ShadowAdapter { .. } | Action::ActivateAdapter { .. } | Action::DeactivateAdapter { .. } => {}
-                _ => tracing::warn!("evolution asked for something this build does not know"),
-            }
-        }
-        Ok(notices)
-    }
-
-    /// Asks the store which memories in use are gone: the store and the log are not written at once, and a feed has gaps.
-    async fn find_forgotten(&mut self, myself: &ActorRef<Message>) -> Result<(), ActorProcessingErr> {
-        let in_use: Vec<MemoryId> = self.evolution.memories_in_use().into_iter().collect();
-        if in_use.is_empty() {
-            return Ok(());
-        }
-        let found = self.arguments.memory.get_all(in_use.clone(), deadline_in(JOURNAL_TIMEOUT)).await?;
-        let found: std::collections::BTreeSet<MemoryId> = found.into_iter().map(|memory| memory.id).collect();
-        let missing: Vec<MemoryId> = in_use.into_iter().filter(|id| !found.contains(id)).collect();
-        if missing.is_empty() {
-            return Ok(());
-        }
-        self.happened(myself, Event::Forgotten(missing)).await.map(|_| ())
-    }
-
     /// Removes folders of adapters that nobody keeps: left by a kill between a decision and its effect.
     fn sweep_folders(&self) {
         let Ok(entries) = fs_err::read_dir(&self.arguments.folder) else {
             return;
         };
         for entry in entries.filter_map(Result::ok) {
-            let adapter = entry.file_name().to_string_lossy().parse::<AdapterId>();
-            if adapter.is_ok_and(|adapter| !self.evolution.keeps(adapter)) {
+            let Ok(adapter) = entry.file_name().to_string_lossy().parse::<AdapterId>() else {
+                continue;
+            };
+            if !self.evolution.keeps(adapter) {
                 remove_folder(&entry.path());
+                continue;
+            }
+            // Texts that a trainer had read when it was killed, or that an older version left; a job that goes on writes them again.
+            match fs_err::remove_file(entry.path().join(JOB_FILE)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    tracing::error!(%error, "texts of a training job stay on disk");
+                }
+                _ => {}
             }
         }
-    }
-
-    fn job_spec(&self, adapter: AdapterId) -> Option<JobSpec> {
-        self.evolution.state().job.as_ref().map(|job| job.spec.clone()).filter(|spec| spec.adapter == adapter)
     }
 
     fn folder_of(&self, adapter: AdapterId) -> PathBuf {
         adapter_folder(&self.arguments.folder, adapter)
     }
 
-    async fn observe(
-        &mut self,
-        myself: &ActorRef<Message>,
-        observation: Observation,
-    ) -> Result<(), ActorProcessingErr> {
+    fn job_ended(&mut self, adapter: AdapterId) {
+        if self.job.as_ref().is_some_and(|(running, _)| *running == adapter) {
+            self.job = None;
+            self.progress = None;
+        }
+        // A trainer that was told to stop may have written its last checkpoint into a folder that was gone.
+        if !self.evolution.keeps(adapter) {
+            remove_folder(&self.folder_of(adapter));
+        }
+    }
+
+    async fn observe(&mut self, myself: &ActorRef<Message>, observation: Observation) {
         self.observed += 1;
         let Some(situation) = observation.situation.filter(|_| self.arguments.enabled) else {
-            return Ok(());
+            return;
         };
         let Observation { ambiguity, surprise, structural, .. } = observation;
         let event = Event::Generated { situation, ambiguity, surprise, structural };
-        self.happened(myself, event).await.map(|_| ())
+        self.heard(myself, event).await;
     }
 
     fn serving(&self, situation: &Embedding) -> Vec<AdapterUse> {
@@ -408,22 +393,18 @@ impl State {
         AdapterUse { id, folder: self.folder_of(id).display().to_string(), weight: 1.0, scale: scale as f32 }
     }
 
-    /// Scores a new text of the user under the base and the adapters that are being compared on texts like it.
-    fn compare(&self, myself: &ActorRef<Message>, memory: MemoryId, situation: &Embedding) {
-        let Some((context, adapters)) = self.evolution.watched(situation) else {
-            return;
-        };
-        let uses: Vec<AdapterUse> = adapters.into_iter().map(|id| self.adapter_use(id)).collect();
-        let (arguments, myself) = (self.arguments.clone(), myself.clone());
-        tokio::spawn(async move {
-            match score(&arguments, memory, uses).await {
-                Ok((tokens, base_loss, adapted)) => {
-                    let event = Event::Scored { context, tokens, base_loss, adapted };
-                    let _ = myself.send_message(Message::Happened(Box::new(event)));
-                }
-                Err(error) => tracing::warn!(%error, "comparison on a new text was left out"),
-            }
+    /// The station after an order, and what came of it in words.
+    fn words_of(&self, notices: &[Notice]) -> (Stage, String) {
+        let told = notices.iter().find_map(|notice| match notice {
+            Notice::Refused { reason } | Notice::Ignored { reason } => Some(reason.clone()),
+            _ => None,
         });
+        let mut words =
+            told.or_else(|| self.evolution.status(self.now()).waiting).unwrap_or_else(|| String::from("done"));
+        if !self.waiting.is_empty() {
+            words.push_str("; it is written down when the store takes it");
+        }
+        (self.evolution.state().stage(), words)
     }
 
     fn report(&self) -> EvolutionReport {
@@ -440,7 +421,7 @@ impl State {
     }
 
     /// Tells the loop of an engine that it has not seen yet.
-    async fn see_engine(&mut self, myself: &ActorRef<Message>) -> Result<(), ActorProcessingErr> {
+    async fn see_engine(&mut self, myself: &ActorRef<Message>) {
         let info = self.arguments.engine.info();
         if !info.trains.is_empty() && self.engine_seen != Some(info.base_hash) {
             self.engine_seen = Some(info.base_hash);
@@ -448,7 +429,7 @@ impl State {
             let allowed = |level: &AdapterLevel| levels.contains(level);
             let trains = info.trains.into_iter().filter(allowed).collect();
             let event = Event::Engine { base_hash: info.base_hash, trains };
-            self.happened(myself, event).await?;
+            self.heard(myself, event).await;
             if !self.evolution.is_calibrated() {
                 let (arguments, myself) = (self.arguments.clone(), myself.clone());
                 tokio::spawn(async move {
@@ -461,7 +442,6 @@ impl State {
                 });
             }
         }
-        Ok(())
     }
 
     /// Has what serves a situation read a new text of the user, as often as the pace allows.
@@ -483,12 +463,20 @@ impl State {
         });
     }
 
-    async fn tick(&mut self, myself: &ActorRef<Message>) -> Result<(), ActorProcessingErr> {
-        self.see_engine(myself).await?;
+    async fn tick(&mut self, myself: &ActorRef<Message>) {
+        if self.look_for_forgotten {
+            self.find_forgotten(myself).await;
+        }
+        if !self.arguments.enabled {
+            // What was forgotten is still to be written down.
+            let _ = self.catch_up(myself).await;
+            return;
+        }
+        self.see_engine(myself).await;
         let on_battery = self.arguments.tuned.get().pause_on_battery && load::on_battery();
         // The job's own work is no reason to stop it: it runs at idle priority.
         let load = if self.job.is_some() { 0.0 } else { load::cpu_pressure() };
-        self.happened(myself, Event::Tick { load, on_battery }).await.map(|_| ())
+        self.heard(myself, Event::Tick { load, on_battery }).await;
     }
 
     fn stop_job(&mut self, adapter: AdapterId) {
@@ -528,14 +516,6 @@ impl State {
     }
 }
 
-fn words_of(notices: &[Notice], evolution: &Evolution, now: Timestamp) -> String {
-    let told = notices.iter().find_map(|notice| match notice {
-        Notice::Refused { reason } | Notice::Ignored { reason } => Some(reason.clone()),
-        _ => None,
-    });
-    told.or_else(|| evolution.status(now).waiting).unwrap_or_else(|| String::from("done"))
-}
-
 fn adapter_folder(root: &Path, adapter: AdapterId) -> PathBuf {
     root.join(adapter.to_string())
 }
@@ -546,3 +526,6 @@ fn remove_folder(folder: &Path) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 //! Called by: daemon. Calls: memory, uncertainty, evolution, the engine. Owns: the places in front of the engine. Capacity:
 //! [`CALLS_MAX`] requests, of which [`RUNNING_MAX`] run. A restart loses the generations that were under way.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use mneme_base::{Embedding, MemoryId, TrustTier};
 use mneme_engine_api::types::CONDITIONS_MAX;
@@ -71,10 +71,8 @@ impl GeneratorHandle {
     /// Writes from memory. Cancelled when the ask's token says so, or when the caller goes away.
     pub async fn generate(&self, ask: GenerateAsk, deadline: Instant) -> Result<GenerateAnswer, ActorError> {
         // A caller that is dropped (its client is gone) must not leave the engine working for nobody.
-        let guard = CancelOnDrop(ask.cancel.clone());
-        let answer = self.slot.call(ask, deadline, Message::Generate).await;
-        std::mem::forget(guard);
-        answer
+        let _guard = CancelOnDrop(ask.cancel.clone());
+        self.slot.call(ask, deadline, Message::Generate).await
     }
 
     /// How the actor is.
@@ -110,6 +108,26 @@ pub(crate) struct Arguments {
 pub(crate) struct State {
     arguments: Arguments,
     running: Arc<Semaphore>,
+    lane: Lane,
+}
+
+/// What runs, so that the actor's end ends it.
+#[derive(Clone, Default)]
+struct Lane(Arc<Mutex<Option<CancelToken>>>);
+
+impl Lane {
+    fn enter(&self, cancel: &CancelToken) -> InLane<'_> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(cancel.clone());
+        InLane(self)
+    }
+}
+
+struct InLane<'a>(&'a Lane);
+
+impl Drop for InLane<'_> {
+    fn drop(&mut self) {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
 /// The generator's actor.
@@ -121,7 +139,7 @@ impl Actor for GeneratorActor {
     type Arguments = Arguments;
 
     async fn pre_start(&self, _: ActorRef<Message>, arguments: Arguments) -> Result<State, ActorProcessingErr> {
-        Ok(State { arguments, running: Arc::new(Semaphore::new(RUNNING_MAX)) })
+        Ok(State { arguments, running: Arc::new(Semaphore::new(RUNNING_MAX)), lane: Lane::default() })
     }
 
     async fn handle(
@@ -131,13 +149,20 @@ impl Actor for GeneratorActor {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         let Message::Generate(request) = message;
-        let (arguments, running) = (state.arguments.clone(), Arc::clone(&state.running));
+        let (arguments, running, lane) = (state.arguments.clone(), Arc::clone(&state.running), state.lane.clone());
         tokio::spawn(async move {
             let Request { input, reply, permit, deadline, .. } = request;
-            let result = generate(arguments, running, input, deadline).await;
+            let result = generate(arguments, running, &lane, input, deadline).await;
             let _ = reply.send(result);
             drop(permit);
         });
+        Ok(())
+    }
+
+    async fn post_stop(&self, _: ActorRef<Message>, state: &mut State) -> Result<(), ActorProcessingErr> {
+        if let Some(cancel) = state.lane.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            cancel.cancel();
+        }
         Ok(())
     }
 }
@@ -145,6 +170,7 @@ impl Actor for GeneratorActor {
 async fn generate(
     arguments: Arguments,
     running: Arc<Semaphore>,
+    lane: &Lane,
     mut ask: GenerateAsk,
     deadline: Instant,
 ) -> Result<GenerateAnswer, ActorError> {
@@ -164,6 +190,9 @@ async fn generate(
     };
     ask.cancel.check().map_err(ActorError::Engine)?;
     let GenerateAsk { mut request, events, cancel, .. } = ask;
+    // The lane is free again when nobody waits any more, whatever the engine would still have to say.
+    let cancel = cancel.within(deadline.saturating_duration_since(Instant::now()));
+    let _lane = lane.enter(&cancel);
     let engine = Arc::clone(&arguments.engine);
     let span = tracing::Span::current();
     let work = move || {

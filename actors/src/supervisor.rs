@@ -162,9 +162,13 @@ impl State {
     }
 
     fn child_ended(&mut self, myself: &ActorRef<Message>, actor: ActorId, reason: &str) {
-        let Some(index) = self.running.remove(&actor) else {
-            return;
-        };
+        if let Some(index) = self.running.remove(&actor) {
+            self.failed(myself, index, reason);
+        }
+    }
+
+    /// Starts a child again after a pause, or gives up. A start that failed counts as one more failure.
+    fn failed(&mut self, myself: &ActorRef<Message>, index: usize, reason: &str) {
         if self.quiescing.load(Ordering::Acquire) {
             return;
         }
@@ -199,7 +203,59 @@ impl State {
             return;
         }
         if let Err(error) = self.start(myself, index).await {
-            self.fatal.report(format!("{} could not be started again: {error}", self.children[index].name));
+            self.failed(myself, index, &format!("it could not be started again: {error}"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+    use crate::call::Slot;
+
+    /// Fails when it is told anything, and at its second and third start.
+    struct Frail;
+
+    impl Actor for Frail {
+        type Msg = Message;
+        type State = ();
+        type Arguments = Arc<AtomicUsize>;
+
+        async fn pre_start(&self, _: ActorRef<Message>, starts: Self::Arguments) -> Result<(), ActorProcessingErr> {
+            let before = starts.fetch_add(1, Ordering::AcqRel);
+            if (1..=2).contains(&before) { Err("not yet".into()) } else { Ok(()) }
+        }
+
+        async fn handle(&self, _: ActorRef<Message>, _: Message, (): &mut ()) -> Result<(), ActorProcessingErr> {
+            Err("asked to".into())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_start_that_fails_counts_as_one_more_failure_and_is_tried_again() {
+        let (fatal, reason) = FatalSender::new();
+        let starts = Arc::new(AtomicUsize::new(0));
+        let slot: Slot<Message> = Slot::new("frail", 1);
+        let (counted, pointed) = (Arc::clone(&starts), slot.clone());
+        let spawn: Spawner = Box::new(move |supervisor| {
+            let (counted, pointed) = (Arc::clone(&counted), pointed.clone());
+            Box::pin(async move {
+                let (started, _) = Frail::spawn_linked(None, Frail, counted, supervisor).await?;
+                let cell = started.get_cell();
+                pointed.point_at(started);
+                Ok(cell)
+            })
+        });
+        let children = vec![Child { name: "frail", policy: USUAL, spawn }];
+        let arguments = Arguments { children, fatal, quiescing: Arc::default() };
+        let (supervisor, _ended) = Supervisor::spawn(None, Supervisor, arguments).await.unwrap();
+        slot.cast(Message::Restart(0));
+        while starts.load(Ordering::Acquire) < 4 || slot.get().is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert_eq!(*reason.borrow(), None, "two failed starts are within the limit");
+        }
+        supervisor.stop(None);
     }
 }

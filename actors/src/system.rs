@@ -114,6 +114,7 @@ impl System {
                     tuned: tuned.clone(),
                     enabled: options.evolution_enabled,
                     folder: options.adapters_dir,
+                    last_row: Arc::clone(&evolution.last_row),
                 }
             }),
             child(&uncertainty.slot, || UncertaintyActor, {

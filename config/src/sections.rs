@@ -139,9 +139,11 @@ section! {
         slow_frame_timeout: Duration = 10 * SECOND, time(Duration::from_millis(50), 5 * MINUTE), Live;
         /// Requests of one client that are worked on at the same time; one more is answered busy.
         requests_in_flight_max: u32 = 64, number(1, 4_096), Live;
-        /// Replies and notifications that wait for a client that does not read; one more closes its connection.
+        /// Replies and notifications that wait for a client that does not read. When they are full, notifications are left out and
+        /// replies wait; a client that takes nothing for 30 s is cut off.
         outbound_frames_max: u32 = 256, number(8, 65_536), Live;
-        /// User ids that may connect beside the daemon's own.
+        /// User ids that may connect beside the daemon's own. The socket's folder stays closed to others: such a user comes through
+        /// a socket that the service manager hands over with another mode, or is the administrator.
         allowed_uids: Vec<u32> = Vec::new(), Bound::rule("up to 64 user ids", |uids: &Vec<u32>| uids.len() <= 64), Live;
         /// At shutdown, requests in flight get this long to finish. Keep it below the service manager's stop timeout.
         drain_timeout: Duration = 8 * SECOND, time(Duration::ZERO, 5 * MINUTE), Live;
@@ -186,8 +188,8 @@ section! {
         /// One batch of embeddings.
         embed_timeout: Duration = 30 * SECOND, time(Duration::from_millis(100), 10 * MINUTE), Live;
         /// One generation.
-        generate_timeout: Duration = 5 * MINUTE, time(SECOND, 2 * HOUR), Live;
-        /// Restarts within restart_window; one more and the engine stays down until the window has passed.
+        generate_timeout: Duration = 5 * MINUTE, time(SECOND, HOUR), Live;
+        /// Starts within restart_window after the first; one more and the engine stays down until the window has passed.
         restarts_max: u32 = 5, number(0, 1_000), Live;
         /// The window that restarts_max counts in.
         restart_window: Duration = 10 * MINUTE, time(SECOND, DAY), Live;
@@ -214,7 +216,7 @@ section! {
         /// Tokens that are denoised together.
         block_tokens: u32 = 4, number(1, 256), Live;
         /// The longest text that a request may ask for.
-        tokens_max: u32 = 512, number(1, 8_192), Live;
+        tokens_max: u32 = 512, number(1, 1_024), Live;
     }
 }
 
@@ -226,7 +228,8 @@ section! {
         /// The highest level of change that may be proposed: L0 mixes stored adapters, L1 control branches, L2 low-rank
         /// adapters, L3 selected layers.
         level_max: Level = Level::L2, Bound::<Level>::choice(), Live;
-        /// Processor minutes a day that training and validation may take; 0 trains nothing.
+        /// Processor minutes a day that training and validation may take; 0 trains nothing by itself. A job that the user asks for
+        /// (`mneme evolve run`) is not held up by it.
         cpu_minutes_per_day: u32 = 60, number(0, 1_440), Live;
         /// Chance of ever raising a false alarm per context, by Ville's inequality.
         alpha: f64 = 0.05, real(0.000_001, 0.5), Live;
@@ -235,7 +238,7 @@ section! {
         /// What base text may lose at most (bits per token).
         forgetting_bits_max: f64 = 0.08, real(0.0, 1.0), Live;
         /// Share of base text that is replayed in training.
-        replay_share: f64 = 0.3, real(0.0, 0.9), Live;
+        replay_share: f64 = 0.3, real(0.2, 0.5), Live;
         /// Processor minutes that one training job may take, its placebo and its judging included; longer learns more.
         job_cpu_minutes_max: u32 = 10, number(1, 240), Live;
         /// Nothing is trained while processors are busier than this (pressure stall information, 0 to 1; 1 trains always).

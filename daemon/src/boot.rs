@@ -238,7 +238,7 @@ fn policy(config: &Config) -> Policy {
     // A short job is judged on fewer texts: judging must not cost more than learning.
     let held_out = 16 * settings.job_cpu_minutes_max as usize;
     policy.data.held_out_max = policy.data.held_out_max.min(held_out.max(policy.data.held_out_min));
-    policy.data.replay_fraction = settings.replay_share.clamp(0.2, 0.5);
+    policy.data.replay_fraction = settings.replay_share;
     policy
 }
 
@@ -345,6 +345,7 @@ impl Daemon {
         if service.in_flight() > 0 {
             tracing::warn!(in_flight = service.in_flight(), "requests were cut off by the drain timeout");
         }
+        service.cancel_tasks();
         // The accept task owns the socket: with its end the socket's file is gone.
         let _ = tokio::time::timeout(Duration::from_secs(1), accept).await;
         service.system.stop().await;

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use mneme_ipc::types::TaskEvent;
 use mneme_ipc::{Call, ErrorBody, ErrorKind, LineDecoder, Notification, RequestFrame, RequestId, ResponseFrame};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
@@ -22,6 +22,8 @@ const READ_BYTES: usize = 16 << 10;
 const BUSY_RETRY_MS: u64 = 20;
 /// A client that does not take its answers for this long is cut off.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often a client that sends no more is looked after, while it waits for answers.
+const GONE_POLL: Duration = Duration::from_millis(500);
 /// Stream events that wait for a slow client; newer ones are dropped.
 const EVENTS_MAX: usize = 64;
 
@@ -32,7 +34,10 @@ pub async fn serve(service: Arc<Service>, stream: UnixStream) {
     let config = service.config();
     let (read_half, write_half) = stream.into_split();
     let (sender, receiver) = mpsc::channel(config.server.outbound_frames_max as usize);
-    let writer = tokio::spawn(write(write_half, receiver));
+    let in_flight_max = config.server.requests_in_flight_max as usize;
+    let in_flight = Arc::new(Semaphore::new(in_flight_max));
+    let (half_closed, client_closed) = watch::channel(false);
+    let writer = tokio::spawn(write(write_half, receiver, client_closed));
     let mut reader = Reader {
         half: read_half,
         decoder: LineDecoder::new(config.server.frame_bytes_max.as_usize()),
@@ -40,14 +45,16 @@ pub async fn serve(service: Arc<Service>, stream: UnixStream) {
         idle: config.server.idle_timeout,
         partial_since: None,
         buffer: vec![0; READ_BYTES],
+        in_flight: Arc::clone(&in_flight),
+        in_flight_max,
     };
-    let in_flight_max = config.server.requests_in_flight_max as usize;
-    let connection = Connection { in_flight: Arc::new(Semaphore::new(in_flight_max)), in_flight_max, service, sender };
+    let connection = Connection { service, sender, in_flight, in_flight_max };
     let ended = connection.run(&mut reader).await;
     if let Some(error) = ended {
         connection.respond_error(None, error).await;
     }
-    // The writer ends when the last request that is under way has answered.
+    half_closed.send_replace(true);
+    // The writer ends when the last request that is under way has answered, or when nobody can take an answer any more.
     drop(connection);
     let _ = writer.await;
 }
@@ -74,6 +81,8 @@ struct Reader {
     idle: Duration,
     partial_since: Option<Instant>,
     buffer: Vec<u8>,
+    in_flight: Arc<Semaphore>,
+    in_flight_max: usize,
 }
 
 /// Why reading stopped.
@@ -106,6 +115,8 @@ impl Reader {
                     let message = format!("frame did not arrive within {} ms", self.slow_frame.as_millis());
                     return Err(End::Told(ErrorBody::new(ErrorKind::InvalidRequest, message)));
                 }
+                // Who waits for an answer is not idle.
+                Err(_) if self.in_flight.available_permits() < self.in_flight_max => continue,
                 Err(_) => return Err(End::Closed),
             };
             self.decoder.push(&self.buffer[..count]).map_err(|error| too_large(&error))?;
@@ -265,9 +276,30 @@ async fn forward(mut stream: mpsc::Receiver<TaskEvent>, sender: &mpsc::Sender<Ve
     }
 }
 
-async fn write(mut half: OwnedWriteHalf, mut lines: mpsc::Receiver<Vec<u8>>) {
+/// Waits until the client has closed both directions: having no more to ask is no reason to get no answer, being gone is. Pends
+/// for as long as the client may still send.
+async fn gone(half: &OwnedWriteHalf, mut half_closed: watch::Receiver<bool>) {
+    if half_closed.wait_for(|closed| *closed).await.is_err() {
+        return std::future::pending().await;
+    }
+    loop {
+        match half.ready(Interest::WRITABLE).await {
+            Ok(ready) if !ready.is_write_closed() => tokio::time::sleep(GONE_POLL).await,
+            _ => return,
+        }
+    }
+}
+
+/// Writes what is to be sent until there is nothing more, or until the client is gone: then the requests under way are dropped.
+async fn write(mut half: OwnedWriteHalf, mut lines: mpsc::Receiver<Vec<u8>>, half_closed: watch::Receiver<bool>) {
     let mut batch = Vec::new();
-    while let Some(line) = lines.recv().await {
+    loop {
+        let line = tokio::select! {
+            biased;
+            line = lines.recv() => line,
+            () = gone(&half, half_closed.clone()) => return,
+        };
+        let Some(line) = line else { return };
         batch.clear();
         batch.extend_from_slice(&line);
         // Answers that are ready together go out together.

@@ -2,6 +2,7 @@
 
 use mneme_actors::{ActorError, UncertaintyReport};
 use mneme_base::{Namespace, Provenance, TrustTier};
+use mneme_engine_api::types::CONDITIONS_MAX;
 use mneme_engine_api::{Constraint, EngineError, GenerateRequest, Generation, GenerationMode, Guidance, Segment};
 use mneme_evolution::machine::LogRow;
 use mneme_evolution::registry::{CardState, Entry};
@@ -214,7 +215,9 @@ pub fn generation(
     let holes: u64 = canvas.iter().map(|segment| u64::from(hole_tokens(segment))).sum();
     let most = u64::from(defaults.tokens_max.min(HOLE_TOKENS_MAX));
     if holes == 0 || holes > most {
-        return Err(invalid(format!("holes have {holes} tokens in all, allowed are 1 to {most}")));
+        return Err(invalid(format!(
+            "holes have {holes} tokens in all, allowed are 1 to {most} (generation.tokens_max)"
+        )));
     }
     if !(0.0..=2.0).contains(&params.temperature) {
         return Err(invalid(format!("temperature is {}, allowed are 0 to 2", params.temperature)));
@@ -247,6 +250,9 @@ pub fn generation(
         seed: params.seed,
         adapters: Vec::new(),
     };
+    if let Some(memories) = params.memories_max.filter(|memories| *memories as usize > CONDITIONS_MAX) {
+        return Err(invalid(format!("memories_max is {memories}, allowed are 0 to {CONDITIONS_MAX}")));
+    }
     let query = params.namespace.clone().map(|namespace| {
         let limit = params.memories_max.unwrap_or(MEMORIES_DEFAULT) as usize;
         RecallQuery::new(namespace, params.memory_query.clone().unwrap_or_default(), limit)

@@ -51,7 +51,8 @@ pub fn process_options(config: &Config, program: PathBuf) -> ProcessOptions {
             ("MNEME_ENGINE_THREADS".into(), settings.threads.to_string().into()),
         ],
         start_timeout: settings.start_timeout,
-        restarts_max: settings.restarts_max.max(1),
+        // Here every start counts, the first one too.
+        restarts_max: settings.restarts_max.saturating_add(1),
         restart_window: settings.restart_window,
         backoff_min: settings.backoff_min,
         backoff_max: settings.backoff_max,

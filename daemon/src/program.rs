@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use mneme_config::{Config, Reload, Reloader, Sources, Update};
@@ -22,6 +23,9 @@ const WORKERS_MAX: usize = 4;
 const EXIT_CONFIG: u8 = 78;
 /// Exit status after a fault while running: restarting may help (EX_SOFTWARE).
 const EXIT_FAULT: u8 = 70;
+/// How long blocking work that is still under way may take once everything else has stopped: with drain_timeout and the actors'
+/// own end below what service managers wait.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Reloads that wait; one is as good as many.
 const UPDATES_MAX: usize = 4;
 
@@ -59,10 +63,19 @@ pub fn main() -> ExitCode {
     crate::limits::raise_file_limit(u64::from(config.server.connections_max));
     let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(WORKERS_MAX);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
-    match runtime {
-        Ok(runtime) => runtime.block_on(run(config, sources, log)),
-        Err(error) => fail(&error, None, EXIT_FAULT),
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error, None, EXIT_FAULT),
+    };
+    let code = runtime.block_on(run(config, sources, log));
+    // Blocking work hears of no end: a step of upkeep or of the engine that takes long is left behind, and what it wrote is whole or
+    // is not there.
+    let before = Instant::now();
+    runtime.shutdown_timeout(LEAVE_TIMEOUT);
+    if before.elapsed() >= LEAVE_TIMEOUT {
+        tracing::warn!(after_ms = LEAVE_TIMEOUT.as_millis() as u64, "work that did not end was left behind");
     }
+    code
 }
 
 /// Restores a backup and says what came of it, in one line of JSON for `mneme restore`.

@@ -146,6 +146,11 @@ impl Service {
         self.in_flight.load(Ordering::Acquire)
     }
 
+    /// Asks every task that is under way to stop.
+    pub fn cancel_tasks(&self) {
+        self.tasks.cancel_all();
+    }
+
     /// The engine's process, where it is one.
     pub fn process(&self) -> Option<&Arc<EngineProcess>> {
         self.process.as_ref()

@@ -13,6 +13,9 @@ const TASKS_MAX: usize = 256;
 /// Events that wait for a slow follower; older ones are skipped over.
 const EVENTS_MAX: usize = 256;
 
+/// Names of feedback on one task that are remembered, so that feedback sent again counts once.
+const FEEDBACK_MAX: usize = 16;
+
 /// What is kept of a generation for feedback on it.
 #[derive(Debug, Clone)]
 pub struct Generated {
@@ -33,6 +36,8 @@ struct Task {
     sequence: u64,
     events: broadcast::Sender<TaskEvent>,
     generated: Option<Generated>,
+    /// Feedback that was taken, by name.
+    feedback: VecDeque<OpId>,
 }
 
 /// All tasks.
@@ -80,6 +85,7 @@ impl Tasks {
             sequence: 0,
             events: broadcast::channel(EVENTS_MAX).0,
             generated: None,
+            feedback: VecDeque::new(),
         });
         Ok((id, cancel))
     }
@@ -151,6 +157,26 @@ impl Tasks {
         Some(running)
     }
 
+    /// Asks every task to stop.
+    pub fn cancel_all(&self) {
+        self.lock().iter().for_each(|task| task.cancel.cancel());
+    }
+
+    /// Whether feedback of this name was taken before.
+    pub fn has_feedback(&self, id: TaskId, op_id: OpId) -> bool {
+        self.lock().iter().any(|task| task.view.task == id && task.feedback.contains(&op_id))
+    }
+
+    /// Remembers that feedback of this name was taken.
+    pub fn keep_feedback(&self, id: TaskId, op_id: OpId) {
+        if let Some(task) = self.lock().iter_mut().find(|task| task.view.task == id) {
+            if task.feedback.len() >= FEEDBACK_MAX {
+                task.feedback.pop_front();
+            }
+            task.feedback.push_back(op_id);
+        }
+    }
+
     /// What is kept of a generation.
     pub fn generated(&self, id: TaskId) -> Option<Generated> {
         self.lock().iter().find(|task| task.view.task == id)?.generated.clone()
@@ -169,6 +195,18 @@ mod tests {
         let (id, _) = tasks.begin("compact", Some(OpId::new(1)), NOW).unwrap();
         assert_eq!(tasks.begin("compact", Some(OpId::new(1)), NOW).unwrap_err(), id);
         assert_ne!(tasks.begin("compact", Some(OpId::new(2)), NOW).unwrap().0, id);
+    }
+
+    #[test]
+    fn feedback_of_one_name_counts_once_and_names_make_way() {
+        let tasks = Tasks::default();
+        let (id, _) = tasks.begin("generate", None, NOW).unwrap();
+        assert!(!tasks.has_feedback(id, OpId::new(1)));
+        for name in 1..=FEEDBACK_MAX as u128 + 1 {
+            tasks.keep_feedback(id, OpId::new(name));
+        }
+        assert!(tasks.has_feedback(id, OpId::new(2)));
+        assert!(!tasks.has_feedback(id, OpId::new(1)), "the oldest made way");
     }
 
     #[test]

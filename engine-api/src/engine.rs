@@ -25,6 +25,17 @@ impl CancelToken {
         Self { cancelled: Arc::default(), deadline: Instant::now().checked_add(after) }
     }
 
+    /// The same token with a deadline this far from now, or with its own when that is earlier: who cancels one cancels both.
+    #[must_use]
+    pub fn within(&self, after: Duration) -> Self {
+        let latest = Instant::now().checked_add(after);
+        let deadline = match (self.deadline, latest) {
+            (Some(own), Some(latest)) => Some(own.min(latest)),
+            (own, latest) => own.or(latest),
+        };
+        Self { cancelled: Arc::clone(&self.cancelled), deadline }
+    }
+
     /// Asks the work to stop at its next step.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Release);

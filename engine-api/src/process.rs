@@ -9,9 +9,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use mneme_base::Embedding;
@@ -28,6 +28,8 @@ use crate::wire::{Ask, FromEngine, Greeting, Tell, ToEngine, WIRE_VERSION, WireE
 const CALL_EVENTS_MAX: usize = 64;
 /// How long after the last call a held trainer goes on: between the calls of one conversation it stays held.
 const TRAINER_WAITS: Duration = Duration::from_millis(300);
+/// How long a call that nobody waits for any more may take to end, before its process counts as hung: it delays only those behind it.
+const CANCEL_GRACE: Duration = Duration::from_secs(20);
 /// How often a waiting call looks whether it was cancelled (milliseconds).
 const CANCEL_POLL_MS: u64 = 20;
 
@@ -51,7 +53,8 @@ pub struct ProcessOptions {
     pub environment: Vec<(OsString, OsString)>,
     /// How long it may take from start to greeting: models are loaded in it.
     pub start_timeout: Duration,
-    /// How long a call may run past its own deadline before the process counts as hung and is killed.
+    /// How long a call may run past its own deadline before the process counts as hung and is killed; and how long it may leave
+    /// what is written to it unread.
     pub hang_grace: Duration,
     /// Starts allowed within `restart_window`; more, and the engine stays away until the window has passed.
     pub restarts_max: u32,
@@ -61,7 +64,7 @@ pub struct ProcessOptions {
     pub backoff_min: Duration,
     /// The longest pause before a restart.
     pub backoff_max: Duration,
-    /// The deadline of calls whose token has none.
+    /// The longest that a generation may take; and the deadline of other calls whose token has none.
     pub call_timeout: Duration,
 }
 
@@ -73,7 +76,8 @@ impl ProcessOptions {
             arguments: Vec::new(),
             environment: Vec::new(),
             start_timeout: Duration::from_mins(1),
-            hang_grace: Duration::from_secs(2),
+            // A step of a large canvas on a busy machine takes a second or two, and a new process has to load its models.
+            hang_grace: Duration::from_secs(5),
             restarts_max: 5,
             restart_window: Duration::from_mins(1),
             backoff_min: Duration::ZERO,
@@ -103,13 +107,14 @@ struct Connection {
 
 type Calls = Arc<Mutex<HashMap<u64, SyncSender<Tell>>>>;
 
-/// The state of the supervision.
+/// The state of the supervision. Its lock is held for moments only, never while a process starts or ends.
 #[derive(Debug, Default)]
 struct Supervision {
     running: Option<Running>,
+    /// One caller is starting a process; the others wait for it.
+    starting: bool,
     starts: VecDeque<Instant>,
     last_failure: Option<String>,
-    last_info: Option<EngineInfo>,
 }
 
 /// An engine that lives in a child process. Cheap to share; calls may come from many threads.
@@ -117,6 +122,11 @@ struct Supervision {
 pub struct EngineProcess {
     options: RwLock<Arc<ProcessOptions>>,
     supervision: Mutex<Supervision>,
+    /// Wakes those that wait for a start.
+    start_ended: Condvar,
+    /// The running process; 0 when there is none. Beside the lock: it is asked for where nobody may wait.
+    pid: AtomicU32,
+    last_info: RwLock<Option<EngineInfo>>,
     next_call: AtomicU64,
     restarts: AtomicU64,
     active: AtomicU64,
@@ -133,6 +143,9 @@ impl EngineProcess {
         Self {
             options: RwLock::new(Arc::new(options)),
             supervision: Mutex::default(),
+            start_ended: Condvar::new(),
+            pid: AtomicU32::new(0),
+            last_info: RwLock::default(),
             next_call: AtomicU64::new(1),
             restarts: AtomicU64::new(0),
             active: AtomicU64::new(0),
@@ -158,9 +171,9 @@ impl EngineProcess {
         self.restarts.load(Ordering::Relaxed)
     }
 
-    /// The process id, while it runs.
+    /// The process id, while it runs. Never waits.
     pub fn pid(&self) -> Option<u32> {
-        self.lock().running.as_ref().map(|running| running.child.id())
+        Some(self.pid.load(Ordering::Acquire)).filter(|pid| *pid != 0)
     }
 
     /// How long no call has been made; `None` while one is under way.
@@ -176,12 +189,12 @@ impl EngineProcess {
 
     /// Starts the process now, if it is not running, and returns what it is.
     pub fn ensure_started(&self) -> Result<EngineInfo, EngineError> {
-        self.with_running(|running| Ok(running.info.clone()))
+        self.with_running(&CancelToken::default(), |running| Ok(running.info.clone()))
     }
 
     /// Ends the process, if it runs.
     pub fn stop(&self) {
-        let running = self.lock().running.take();
+        let running = self.take_running(&mut self.lock());
         if let Some(running) = running {
             end(running);
         }
@@ -191,36 +204,55 @@ impl EngineProcess {
         self.supervision.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `use_it` with a live process, starting one when there is none.
-    fn with_running<T>(&self, use_it: impl FnOnce(&Running) -> Result<T, EngineError>) -> Result<T, EngineError> {
+    fn take_running(&self, supervision: &mut Supervision) -> Option<Running> {
+        self.pid.store(0, Ordering::Release);
+        supervision.running.take()
+    }
+
+    /// Runs `use_it` with a live process, starting one when there is none. Whoever finds a start under way waits for it as long as
+    /// the token allows; whoever starts goes on to the start's end, which the next call profits from.
+    fn with_running<T>(
+        &self,
+        cancel: &CancelToken,
+        use_it: impl FnOnce(&Running) -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
         let mut supervision = self.lock();
+        while supervision.starting {
+            cancel.check()?;
+            let poll = Duration::from_millis(CANCEL_POLL_MS);
+            supervision = self.start_ended.wait_timeout(supervision, poll).unwrap_or_else(PoisonError::into_inner).0;
+        }
         let died = supervision.running.as_mut().and_then(|running| match running.child.try_wait() {
             Ok(None) if running.broken.load(Ordering::Acquire) => Some(String::from("its connection broke")),
             Ok(None) => None,
             Ok(Some(status)) => Some(format!("process ended with {status}")),
             Err(error) => Some(format!("process cannot be observed: {error}")),
         });
+        let mut dead = None;
         if let Some(reason) = died {
             tracing::warn!(reason, "engine died");
             supervision.last_failure = Some(reason);
-            if let Some(running) = supervision.running.take() {
-                end(running);
-            }
+            dead = self.take_running(&mut supervision);
         }
         if supervision.running.is_none() {
-            self.admit_start(&mut supervision)?;
-            match self.start() {
-                Ok(running) => {
-                    supervision.last_info = Some(running.info.clone());
-                    supervision.running = Some(running);
-                }
-                Err(error) => {
-                    supervision.last_failure = Some(error.to_string());
-                    return Err(error);
-                }
+            let starting = self.admit_start(&mut supervision).map(|()| {
+                supervision.starting = true;
+                Starting(self)
+            });
+            drop(supervision);
+            // A process may take its time to die, and a new one to load its models: not under the lock.
+            if let Some(dead) = dead {
+                end(dead);
+            }
+            let started = starting?.start();
+            supervision = self.lock();
+            if let Err(error) = started {
+                supervision.last_failure = Some(error.to_string());
+                return Err(error);
             }
         }
-        use_it(supervision.running.as_ref().expect("a process was started above"))
+        let stopped = || EngineError::Unavailable { reason: String::from("it was stopped while it started") };
+        use_it(supervision.running.as_ref().ok_or_else(stopped)?)
     }
 
     fn admit_start(&self, supervision: &mut Supervision) -> Result<(), EngineError> {
@@ -274,7 +306,7 @@ impl EngineProcess {
             forward_log(stderr);
         }
         tracing::info!(pid = child.id(), program = %options.program.display(), "engine started");
-        match greet(&ours, options.start_timeout) {
+        match greet(&ours, options.start_timeout, options.hang_grace) {
             Ok(info) => {
                 let calls = Calls::default();
                 let reader = ours.try_clone().map_err(|error| unavailable("no second handle for", &error))?;
@@ -307,13 +339,13 @@ impl EngineProcess {
         let within = cancel.remaining().unwrap_or(options.call_timeout);
         let call = self.next_call.fetch_add(1, Ordering::Relaxed);
         let frame = ToEngine { call, body: ask(u64::try_from(within.as_millis()).unwrap_or(u64::MAX).max(1)) };
-        let (receiver, connection) = match self.send(&frame) {
+        let (receiver, connection) = match self.send(&frame, cancel) {
             // It died between two calls and nobody had noticed: the call was not delivered, so a new process may have it.
-            Err(EngineError::Unavailable { .. }) => self.send(&frame)?,
+            Err(EngineError::Unavailable { .. }) => self.send(&frame, cancel)?,
             sent => sent?,
         };
         let Connection { writer, calls, pid } = connection;
-        let hung_at = Instant::now() + within + options.hang_grace;
+        let mut hung_at = Instant::now() + within + options.hang_grace;
         let mut cancel_sent = false;
         loop {
             match receiver.recv_timeout(Duration::from_millis(CANCEL_POLL_MS)) {
@@ -328,8 +360,13 @@ impl EngineProcess {
             if !cancel_sent && let Err(reason) = cancel.check() {
                 cancel_sent = true;
                 tracing::debug!(call, %reason, "engine call is being cancelled");
+                hung_at = hung_at.min(Instant::now() + CANCEL_GRACE.max(options.hang_grace));
                 let frame = ToEngine { call, body: Ask::Cancel { call } };
-                let _ = write_frame(&mut *writer.lock().unwrap_or_else(PoisonError::into_inner), &frame);
+                let sent = write_frame(&mut *writer.lock().unwrap_or_else(PoisonError::into_inner), &frame);
+                if sent.is_err() {
+                    // Half a frame may be on its way: nothing that follows it would be understood.
+                    self.discard(pid, "it could not be written to");
+                }
             }
             if Instant::now() >= hung_at {
                 calls.lock().unwrap_or_else(PoisonError::into_inner).remove(&call);
@@ -340,9 +377,9 @@ impl EngineProcess {
     }
 
     /// Delivers a call to a live process; what comes back arrives at the receiver.
-    fn send(&self, frame: &ToEngine) -> Result<(Receiver<Tell>, Connection), EngineError> {
+    fn send(&self, frame: &ToEngine, cancel: &CancelToken) -> Result<(Receiver<Tell>, Connection), EngineError> {
         let (sender, receiver) = sync_channel(CALL_EVENTS_MAX);
-        let connection = self.with_running(|running| {
+        let connection = self.with_running(cancel, |running| {
             let mut calls = running.calls.lock().unwrap_or_else(PoisonError::into_inner);
             // Checked under the lock that the reader takes for its clearing: no call is left behind without a waker.
             if running.broken.load(Ordering::Acquire) {
@@ -380,10 +417,33 @@ impl EngineProcess {
         let mut supervision = self.lock();
         if supervision.running.as_ref().is_some_and(|running| running.child.id() == pid) {
             supervision.last_failure = Some(reason.to_owned());
-            if let Some(running) = supervision.running.take() {
+            let running = self.take_running(&mut supervision);
+            drop(supervision);
+            if let Some(running) = running {
                 end(running);
             }
         }
+    }
+}
+
+/// A start under way; with its end, however it comes, the others wait no longer.
+struct Starting<'a>(&'a EngineProcess);
+
+impl Starting<'_> {
+    fn start(self) -> Result<(), EngineError> {
+        let running = self.0.start()?;
+        *self.0.last_info.write().unwrap_or_else(PoisonError::into_inner) = Some(running.info.clone());
+        let mut supervision = self.0.lock();
+        self.0.pid.store(running.child.id(), Ordering::Release);
+        supervision.running = Some(running);
+        Ok(())
+    }
+}
+
+impl Drop for Starting<'_> {
+    fn drop(&mut self) {
+        self.0.lock().starting = false;
+        self.0.start_ended.notify_all();
     }
 }
 
@@ -431,7 +491,7 @@ impl Drop for EngineProcess {
 impl Engine for EngineProcess {
     fn info(&self) -> EngineInfo {
         // Before the first start there is nothing to say yet; callers that need the truth call `ensure_started`.
-        let known = self.lock().last_info.clone();
+        let known = self.last_info.read().unwrap_or_else(PoisonError::into_inner).clone();
         known.unwrap_or_else(EngineInfo::unknown)
     }
 
@@ -461,6 +521,8 @@ impl Engine for EngineProcess {
         cancel: &CancelToken,
     ) -> Result<Generation, EngineError> {
         let _awaited = Awaited::enter(self);
+        // However long its caller would wait.
+        let cancel = &cancel.within(self.options().call_timeout);
         let ask = |within_ms| Ask::Generate { request: Box::new(request.clone()), within_ms };
         match self.call(cancel, ask, observe)? {
             Tell::Generated(generation) => Ok(*generation),
@@ -498,8 +560,10 @@ fn unexpected(what: &str) -> EngineError {
 }
 
 /// Exchanges greetings and asks what the engine is, within a time.
-fn greet(stream: &UnixStream, within: Duration) -> Result<EngineInfo, WireError> {
+fn greet(stream: &UnixStream, within: Duration, unread: Duration) -> Result<EngineInfo, WireError> {
     stream.set_read_timeout(Some(within))?;
+    // An engine that stands still reads nothing; whoever writes to it must not stand still with it.
+    stream.set_write_timeout(Some(unread.max(Duration::from_millis(1))))?;
     let mut both = stream;
     write_frame(&mut both, &Greeting::OURS)?;
     let theirs: Greeting = read_frame(&mut both)?;

@@ -8,12 +8,16 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use mneme_base::ContentHash;
+
 use crate::engine::{CancelToken, EngineError};
 use crate::process::{ENVIRONMENT, ProcessOptions};
 use crate::types::{TrainEvent, TrainJob, TrainOutcome};
 
-/// The job as the trainer reads it, in the job's folder.
+/// The job as the trainer reads it, in the job's folder. It holds the texts, so it is gone when the trainer is.
 pub const JOB_FILE: &str = "job.json";
+/// The hash of the job that the outcome beside it belongs to.
+const HASH_FILE: &str = "job.hash";
 /// The result as the trainer leaves it, in the job's folder.
 pub const OUTCOME_FILE: &str = "outcome.json";
 /// How long a trainer may take from SIGTERM to its end before it is killed: one optimiser step and a checkpoint.
@@ -96,8 +100,10 @@ pub(crate) fn run(
     fs_err::create_dir_all(folder).map_err(|error| unavailable("job folder cannot be made", &error))?;
     let outcome_path = folder.join(OUTCOME_FILE);
     let job_path = folder.join(JOB_FILE);
+    let hash_path = folder.join(HASH_FILE);
     let text = serde_json::to_vec_pretty(job).map_err(|error| unavailable("job cannot be written", &error))?;
-    if fs_err::read(&job_path).is_ok_and(|before| before == text) {
+    let hash = ContentHash::of(&text).to_string();
+    if fs_err::read_to_string(&hash_path).is_ok_and(|before| before == hash) {
         // The same job as before: when it had ended, its outcome stands.
         if let Some(outcome) = read_outcome(&outcome_path)? {
             return Ok(outcome);
@@ -109,8 +115,10 @@ pub(crate) fn run(
             }
             _ => {}
         }
-        fs_err::write(&job_path, text).map_err(|error| unavailable("job cannot be written", &error))?;
+        fs_err::write(&hash_path, hash).map_err(|error| unavailable("job cannot be written", &error))?;
     }
+    fs_err::write(&job_path, text).map_err(|error| unavailable("job cannot be written", &error))?;
+    let _texts = Removed(&job_path);
     let mut child = Command::new(&options.program)
         .arg("train")
         .envs(ENVIRONMENT)
@@ -130,6 +138,20 @@ pub(crate) fn run(
         Some(outcome) => Ok(outcome),
         None if cancel.check().is_err() => Err(EngineError::Cancelled),
         None => Err(EngineError::Internal { reason: format!("trainer ended with {status} and left no outcome") }),
+    }
+}
+
+/// Removes a file at its end, however that comes.
+struct Removed<'a>(&'a std::path::Path);
+
+impl Drop for Removed<'_> {
+    fn drop(&mut self) {
+        match fs_err::remove_file(self.0) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::error!(%error, "texts of a training job stay on disk");
+            }
+            _ => {}
+        }
     }
 }
 

@@ -1,11 +1,12 @@
 //! The daemon's end against a real child process: what it answers, and what happens when it dies, hangs or talks garbage.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mneme_base::AdapterId;
 use mneme_engine_api::{
-    AdapterLevel, CancelToken, EmbedPurpose, Engine, EngineError, EngineProcess, GenerateRequest, ProcessOptions,
-    ScoreItem, TrainJob, TrainText,
+    AdapterLevel, CancelToken, EmbedPurpose, Engine, EngineError, EngineInfo, EngineProcess, GenerateRequest,
+    ProcessOptions, ScoreItem, TrainJob, TrainText,
 };
 
 fn process(fault: Option<&str>) -> EngineProcess {
@@ -98,6 +99,51 @@ fn a_program_that_is_no_engine_is_recognised() {
     assert!(matches!(process.ensure_started(), Err(EngineError::Unavailable { .. })));
     let missing = EngineProcess::new(ProcessOptions::new("/nonexistent/engine"));
     assert!(matches!(missing.ensure_started(), Err(EngineError::Unavailable { .. })));
+}
+
+/// What a thread comes to, within a time: a hang is a failure.
+fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    std::thread::spawn(move || sender.send(work()));
+    receiver.recv_timeout(Duration::from_secs(20)).expect("it hangs")
+}
+
+#[test]
+fn an_engine_that_takes_long_to_start_holds_up_nobody_who_only_asks_after_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (program, started, go) =
+        (folder.path().join("engine"), folder.path().join("started"), folder.path().join("go"));
+    let script = format!("#!/bin/sh\ntouch {started:?}\nwhile [ ! -e {go:?} ]; do sleep 0.02; done\n");
+    fs_err::write(&program, script).unwrap();
+    fs_err::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let process = Arc::new(EngineProcess::new(ProcessOptions::new(program)));
+    let starter = Arc::clone(&process);
+    let starting = std::thread::spawn(move || starter.ensure_started());
+    eventually(|| started.exists().then_some(()));
+    let asked = Arc::clone(&process);
+    assert_eq!(in_time(move || (asked.info().name, asked.pid())), (EngineInfo::unknown().name, None));
+    let called = Arc::clone(&process);
+    let result = in_time(move || called.score(&[ScoreItem::new("", "tea")], &within(50)));
+    assert_eq!(result, Err(EngineError::DeadlineExceeded), "it waits no longer than its caller");
+    fs_err::write(go, "").unwrap();
+    assert!(matches!(starting.join().unwrap(), Err(EngineError::Unavailable { .. })), "it was no engine after all");
+}
+
+#[test]
+fn an_engine_that_reads_nothing_is_replaced_and_its_writer_does_not_wait_for_ever() {
+    let process = process(None);
+    process.ensure_started().unwrap();
+    let first = process.pid().unwrap();
+    let pid = rustix::process::Pid::from_raw(first as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    // More than the socket holds.
+    let texts = vec!["tea ".repeat(1 << 20)];
+    let (again, result) = in_time(move || {
+        let result = process.embed(&texts, EmbedPurpose::Query, &CancelToken::default());
+        (process.pid(), result)
+    });
+    assert!(result.is_ok(), "{result:?}");
+    assert_ne!(again, Some(first));
 }
 
 #[test]
@@ -195,4 +241,18 @@ fn trains_in_a_process_of_its_own() {
     assert_eq!(events, 2);
     assert!(outcome.held_out_adapted[0] < outcome.held_out_base[0]);
     assert_eq!(process.trainer_pid(), None);
+    // What it was judged and guarded on is forgotten in the store alone, so it must not lie beside the adapter. (This engine's
+    // adapters are the texts that they learned.)
+    assert!(!std::path::Path::new(&job.folder).join("job.json").exists());
+    for entry in fs_err::read_dir(&job.folder).unwrap() {
+        let text = String::from_utf8_lossy(&fs_err::read(entry.unwrap().path()).unwrap()).into_owned();
+        assert!(!text.contains("the tea is at four"), "{text}");
+    }
+    // A kill before the outcome was taken over costs no second training; another job does.
+    let again = process.train(&job, &mut |_| panic!("it was trained already"), &CancelToken::default()).unwrap();
+    assert_eq!(again, outcome);
+    let other = TrainJob { seed: 1, ..job };
+    let mut begun = false;
+    process.train(&other, &mut |_| begun = true, &CancelToken::default()).unwrap();
+    assert!(begun);
 }

@@ -203,6 +203,12 @@ impl Registry {
 
     /// The adapters, not yet retired, that learned one of these memories, themselves or through their parents.
     pub fn made_from(&self, memories: &BTreeSet<MemoryId>) -> Vec<AdapterId> {
+        let alive = |adapter: &AdapterId| self.get(*adapter).is_some_and(|entry| entry.state != CardState::Retired);
+        self.learned(memories).into_iter().filter(alive).collect()
+    }
+
+    /// All adapters, retired or not, that learned one of these memories, themselves or through their parents.
+    pub fn learned(&self, memories: &BTreeSet<MemoryId>) -> BTreeSet<AdapterId> {
         let mut tainted: BTreeSet<AdapterId> = BTreeSet::new();
         let learned = |entry: &Entry| entry.card.lineage.iter().any(|memory| memories.contains(memory));
         tainted.extend(self.iter().filter(|entry| learned(entry)).map(|entry| entry.card.adapter));
@@ -219,8 +225,7 @@ impl Registry {
             }
             tainted.extend(children);
         }
-        let alive = |adapter: &AdapterId| self.get(*adapter).is_some_and(|entry| entry.state != CardState::Retired);
-        tainted.into_iter().filter(alive).collect()
+        tainted
     }
 
     /// Remembers that memories were forgotten and retires what was made from them.

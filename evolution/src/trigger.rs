@@ -168,6 +168,12 @@ impl Trigger {
         }
     }
 
+    /// Puts other bounds into force, from the next event on; see [`Self::new`]. What was promised of alarms before stays theirs.
+    pub fn set_bounds(&mut self, alpha: f64, ambiguous_p: f64) {
+        self.alpha = alpha;
+        self.ambiguous_p = ambiguous_p;
+    }
+
     /// Takes scores of events that needed no adaptation, such as the base model's on its own kind of text. Without them a
     /// model that fits its user badly from the first day has nothing to be compared with.
     pub fn calibrate(&mut self, surprise: &[f32], ambiguity: &[f32]) {

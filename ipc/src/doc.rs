@@ -47,7 +47,8 @@ pub fn render() -> String {
          | `method` | string | one of the methods below |\n\
          | `params` | object | its parameters |\n\
          | `op_id` | string | 32 hexadecimal digits or a UUID: names a change, so that sending it again does it once |\n\
-         | `deadline_ms` | integer | how long the client will wait, 1 to {DEADLINE_MS_MAX} |\n\
+         | `deadline_ms` | integer | how long the client will wait, 1 to {DEADLINE_MS_MAX}; when missing, `server.request_timeout`, for \
+         `admin.backup` and `admin.compact` 30 minutes. A change, a backup or a step of upkeep that was begun is finished after it all the same |\n\
          | `min_lsn` | integer | the answer must have seen this change |\n\n\
          ## Errors\n\n`error` has `code`, `message` and `data` with `kind`, and where they help `hint` and `retry_after_ms`.\n\
          Go by `kind`: messages may change.\n\n| kind | code | may succeed later unchanged |\n|---|---|---|\n"

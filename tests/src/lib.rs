@@ -215,6 +215,11 @@ impl Raw {
         self.reader.get_mut().write_all(bytes).is_ok()
     }
 
+    /// Closes the direction to the daemon; answers still come.
+    pub fn stop_sending(&mut self) {
+        self.reader.get_ref().shutdown(std::net::Shutdown::Write).expect("a socket can be half closed");
+    }
+
     /// Reads a line; `None` when the daemon has closed.
     pub fn line(&mut self) -> Option<Value> {
         let mut line = String::new();

@@ -135,6 +135,55 @@ fn a_client_that_dies_during_its_request_costs_nobody_anything() {
 }
 
 #[test]
+fn a_generation_whose_deadline_passed_or_whose_client_died_leaves_the_engine_to_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon =
+        setup(folder.path()).set(format!("engine.program={FAKE}")).variable("FAKE_ENGINE_FAULT", "slow").start();
+    let mut client = daemon.client();
+    let tasks = |client: &mut Raw| client.ok("task.status", json!({}))["tasks"].as_array().unwrap().clone();
+    let long = json!({"prompt": "a", "tokens_max": 4});
+    let answer = client.call_with("generate", long.clone(), json!({"deadline_ms": 200}));
+    assert_eq!(answer["error"]["data"]["kind"], "deadline_exceeded", "{answer}");
+    assert_eq!(tasks(&mut client)[0]["state"], "failed", "its client did not go away");
+    // A client that only stops sending still gets its answer; one that is gone has its generation cancelled.
+    let mut gone = daemon.client();
+    gone.request("generate", long, json!({"deadline_ms": 600_000}));
+    eventually("it runs", || tasks(&mut client)[0]["state"] == "running");
+    drop(gone);
+    eventually("it is cancelled", || tasks(&mut client)[0]["state"] == "cancelled");
+    // The one lane is free: this would wait for both otherwise.
+    let answer =
+        client.call_with("generate", json!({"prompt": "quick", "tokens_max": 4}), json!({"deadline_ms": 20_000}));
+    assert!(answer["result"]["text"].is_string(), "{answer}");
+}
+
+#[test]
+fn a_client_that_only_stops_sending_still_gets_its_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = setup(folder.path()).start();
+    let mut client = daemon.client();
+    let id = client.request("generate", json!({"prompt": "a", "tokens_max": 200}), json!({}));
+    client.stop_sending();
+    assert!(client.answer(id)["result"]["text"].is_string());
+    assert_eq!(client.line(), None, "then the daemon closes too");
+}
+
+#[test]
+fn a_client_that_waits_for_an_answer_is_not_idle() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = setup(folder.path())
+        .set(format!("engine.program={FAKE}"))
+        .set("server.idle_timeout=1s")
+        .variable("FAKE_ENGINE_FAULT", "slow")
+        .start();
+    let mut client = daemon.client();
+    let id = client.request("generate", json!({"prompt": "a", "tokens_max": 4}), json!({"deadline_ms": 2_500}));
+    let answer = client.answer(id);
+    assert_eq!(answer["error"]["data"]["kind"], "deadline_exceeded", "{answer}");
+    assert!(client.ok("ping", json!({}))["boot"].is_string(), "it is still heard");
+}
+
+#[test]
 fn another_user_is_refused_by_name_even_if_the_file_lets_it_in() {
     if !rustix::process::geteuid().is_root() {
         println!("skipped: only root can become another user");
@@ -259,7 +308,7 @@ fn a_deadline_that_passes_before_work_starts_is_told_and_the_work_is_not_begun()
 
 #[test]
 fn an_engine_that_hangs_or_dies_costs_one_call_and_is_replaced() {
-    for fault in ["hang", "abort", "garbage", "kill", "memory"] {
+    for fault in ["hang", "abort", "garbage", "kill", "memory", "stopped"] {
         let folder = tempfile::tempdir().unwrap();
         let daemon =
             setup(folder.path()).set(format!("engine.program={FAKE}")).variable("FAKE_ENGINE_FAULT", fault).start();

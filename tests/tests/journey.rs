@@ -138,6 +138,14 @@ fn diary(client: &mut Raw, days: std::ops::Range<usize>) {
     assert_eq!(imported["imported"].as_u64(), Some(days.len() as u64), "{imported}");
 }
 
+/// The text of one day.
+fn diary_text(day: usize) -> String {
+    let text = fs_err::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/data/pepys-1660.jsonl"))
+        .expect("it ships with the suite");
+    let line: Value = serde_json::from_str(text.lines().nth(day).expect("it has so many days")).expect("it is JSON");
+    line["text"].as_str().expect("a day has a text").to_owned()
+}
+
 #[test]
 fn the_loop_trains_judges_shadows_serves_and_retires_what_it_must_forget() {
     let folder = tempfile::tempdir().unwrap();
@@ -176,10 +184,18 @@ fn the_loop_trains_judges_shadows_serves_and_retires_what_it_must_forget() {
     // Forgetting one memory that it learned retires it, its file included.
     let shown = client.ok("evolve.show", json!({"adapter": adapter}));
     let learned = shown["lineage"][0].clone();
-    assert!(folder.path().join("state/adapters").join(adapter.as_str().unwrap()).exists());
-    client.ok("memory.forget", json!({"select": {"ids": [learned]}}));
-    eventually("the adapter is retired", || client.ok("evolve.status", json!({}))["adapters"][0]["state"] == "retired");
-    assert!(!folder.path().join("state/adapters").join(adapter.as_str().unwrap()).exists());
+    assert_eq!(status["trained"], 1, "a kill in between makes no second job: {status}");
+    let adapters = folder.path().join("state/adapters");
+    assert!(adapters.join(adapter.as_str().unwrap()).exists());
+    // What it learned and was judged on is kept by the store alone.
+    for day in [0, 80, 159] {
+        let text = diary_text(day);
+        assert!(!holds(&adapters, &text.as_bytes()[..40.min(text.len())]), "{text}");
+    }
+    let forgotten = client.ok("memory.forget", json!({"select": {"ids": [learned]}}));
+    assert_eq!(forgotten["adapters_retired"], json!([adapter]), "{forgotten}");
+    assert_eq!(client.ok("evolve.status", json!({}))["adapters"][0]["state"], "retired");
+    assert!(!adapters.join(adapter.as_str().unwrap()).exists());
     let last = client.ok("generate", question);
     assert!(last["adapters"].as_array().unwrap().is_empty(), "{last}");
 }

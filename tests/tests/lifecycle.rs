@@ -72,6 +72,31 @@ fn a_terminated_daemon_answers_what_is_under_way_and_ends_well() {
 }
 
 #[test]
+fn an_engine_that_starts_or_works_does_not_hold_up_the_end() {
+    // A generation that would go on for minutes, and an engine that never says that it is there.
+    for fault in ["slow", "silent"] {
+        let folder = tempfile::tempdir().unwrap();
+        let silent = folder.path().join("silent");
+        fs_err::write(&silent, "#!/bin/sh\nexec cat > /dev/null\n").unwrap();
+        fs_err::set_permissions(&silent, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let program = if fault == "silent" { silent.display().to_string() } else { FAKE.to_owned() };
+        let daemon = setup(folder.path())
+            .set(format!("engine.program={program}"))
+            .set("engine.start_timeout=5m")
+            .set("server.drain_timeout=100ms")
+            .variable("FAKE_ENGINE_FAULT", fault)
+            .start();
+        let mut client = daemon.client();
+        client.request("generate", json!({"prompt": "a", "tokens_max": 4}), json!({"deadline_ms": 600_000}));
+        eventually("it runs", || daemon.client().ok("task.status", json!({}))["tasks"][0]["state"] == "running");
+        // Whoever only asks after the engine is answered meanwhile.
+        assert!(client.ok("admin.status", json!({}))["engine"].is_string());
+        let (status, words) = daemon.stop();
+        assert!(status.success(), "{words}");
+    }
+}
+
+#[test]
 fn a_drain_over_the_socket_ends_the_daemon() {
     let folder = tempfile::tempdir().unwrap();
     let daemon = setup(folder.path()).start();

@@ -1,24 +1,30 @@
-//! What the loop hears of the memory: new texts of the user, and what was forgotten; and how a new text fits the adapters.
+//! What the loop hears of the memory: new texts of the user, and what was forgotten.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use mneme_base::{AdapterId, MemoryId, Timestamp, TrustTier};
-use mneme_engine_api::{AdapterUse, CancelToken, ScoreItem, ScoreOutcome};
+use mneme_base::{MemoryId, Timestamp, TrustTier};
 use mneme_evolution::data::{Authorship, Signature};
 use mneme_evolution::machine::Event;
 use ractor::ActorRef;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 
 use super::{Arguments, Message};
-use crate::call::{ActorError, deadline_in};
+use crate::call::deadline_in;
 use crate::memory::Change;
 
-/// How long the embedding and scoring of one user text may take.
+/// Texts that wait to be embedded; of an import that brings more, the first are seen.
+const WAITING_MAX: usize = 1_024;
+/// How long the embedding of one user text may take.
 const TEXT_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// Listens to the memory: new texts of the user are embedded, scored where an adapter is being compared, and passed on.
+/// Listens to the memory: what is forgotten is passed on at once, new texts of the user are embedded one after the other first.
 pub(super) async fn listen(mut changes: broadcast::Receiver<Change>, arguments: Arguments, myself: ActorRef<Message>) {
+    let (waiting, queue) = mpsc::channel(WAITING_MAX);
+    let missed = Arc::new(AtomicBool::new(false));
+    let enabled = arguments.enabled;
+    tokio::spawn(embed(queue, arguments, myself.clone(), Arc::clone(&missed)));
     loop {
         let change = match changes.recv().await {
             Ok(change) => change,
@@ -29,17 +35,50 @@ pub(super) async fn listen(mut changes: broadcast::Receiver<Change>, arguments: 
             }
             Err(broadcast::error::RecvError::Closed) => return,
         };
-        let event = match change {
-            Change::Forgotten(ids) => Some(Event::Forgotten(ids)),
-            Change::Remembered { id, trust: TrustTier::User, valid_from } => {
-                user_text(&arguments, id, valid_from).await
+        match change {
+            Change::Forgotten(ids) => {
+                // An adapter must not serve on while texts are embedded. And once more behind them: it may be one of theirs.
+                let event = Box::new(Event::Forgotten(ids.clone()));
+                if myself.send_message(Message::Happened(event)).is_err() {
+                    return;
+                }
+                if waiting.try_send(Waiting::Forgotten(ids)).is_err() {
+                    missed.store(true, Ordering::Release);
+                }
             }
-            Change::Remembered { .. } => None,
+            Change::Remembered { id, trust: TrustTier::User, valid_from } if enabled => {
+                let _ = waiting.try_send(Waiting::Text(id, valid_from));
+            }
+            Change::Remembered { .. } => {}
+        }
+    }
+}
+
+/// What waits behind texts that are embedded.
+enum Waiting {
+    Text(MemoryId, Timestamp),
+    Forgotten(Vec<MemoryId>),
+}
+
+/// Embeds texts in their order and passes them on.
+async fn embed(
+    mut queue: mpsc::Receiver<Waiting>,
+    arguments: Arguments,
+    myself: ActorRef<Message>,
+    missed: Arc<AtomicBool>,
+) {
+    while let Some(next) = queue.recv().await {
+        let event = match next {
+            Waiting::Text(id, valid_from) => user_text(&arguments, id, valid_from).await,
+            Waiting::Forgotten(ids) => Some(Event::Forgotten(ids)),
         };
         if let Some(event) = event
             && myself.send_message(Message::Happened(Box::new(event))).is_err()
         {
             return;
+        }
+        if queue.is_empty() && missed.swap(false, Ordering::AcqRel) {
+            let _ = myself.send_message(Message::MissedChanges);
         }
     }
 }
@@ -58,29 +97,4 @@ async fn user_text(arguments: &Arguments, id: MemoryId, time: Timestamp) -> Opti
         signature: Signature::of(&memory.text),
         authorship: if accepted { Authorship::Accepted } else { Authorship::Authored },
     })
-}
-
-/// Losses of a text (nats a token) under the base and under each adapter.
-pub(super) async fn score(
-    arguments: &Arguments,
-    memory: MemoryId,
-    uses: Vec<AdapterUse>,
-) -> Result<(u32, f32, Vec<(AdapterId, f32)>), ActorError> {
-    let deadline = deadline_in(TEXT_TIMEOUT);
-    let gone = || ActorError::NotFound { what: format!("memory {memory}") };
-    let memory = arguments.memory.get(memory, deadline).await?.ok_or_else(gone)?;
-    let mut items = vec![ScoreItem::new("", memory.text.clone())];
-    items.extend(
-        uses.iter()
-            .map(|adapter| ScoreItem { adapter: Some(adapter.clone()), ..ScoreItem::new("", memory.text.clone()) }),
-    );
-    let engine = Arc::clone(&arguments.engine);
-    let work = move || engine.score(&items, &CancelToken::with_deadline(TEXT_TIMEOUT));
-    let scored = tokio::task::spawn_blocking(work).await.map_err(|_| ActorError::Stopped { actor: "evolution" })??;
-    let loss = |score: &ScoreOutcome| (-score.log_likelihood / f64::from(score.tokens.max(1))) as f32;
-    let [base, adapted @ ..] = scored.as_slice() else {
-        return Err(ActorError::Stopped { actor: "evolution" });
-    };
-    let adapted = uses.iter().zip(adapted).map(|(adapter, score)| (adapter.id, loss(score))).collect();
-    Ok((base.tokens, loss(base), adapted))
 }

@@ -24,12 +24,12 @@ impl Service {
         Ok(wire::EvolveStatusResult {
             state: report.status.stage.to_string().to_lowercase(),
             paused,
-            observed: report.observed,
-            trained: entered(Stage::Train),
+            observed: report.observed + report.texts,
+            trained: entered(Stage::Propose),
             accepted: entered(Stage::Commit),
             rejected: entered(Stage::Reject),
             rolled_back: entered(Stage::Rollback),
-            texts_waiting: report.texts,
+            texts_waiting: report.status.texts,
             adapters: report.adapters.iter().map(convert::adapter_view).collect(),
             progress: report.progress,
         })
@@ -59,12 +59,11 @@ impl Service {
         let report = self.system.evolution.report(context.deadline).await.map_err(told)?;
         let entry = report.adapters.iter().find(|entry| entry.card.adapter == adapter);
         let entry = entry.ok_or_else(|| no_adapter(adapter))?;
-        let rows = self.system.evolution.rows(context.deadline).await.map_err(told)?;
-        let own = rows.into_iter().filter(|row| row.adapter == Some(adapter));
+        let own = self.system.evolution.log_about(adapter, context.deadline).await.map_err(told)?;
         Ok(wire::EvolveShowResult {
             adapter: convert::adapter_view(entry),
             lineage: entry.card.lineage.iter().map(ToString::to_string).collect(),
-            decisions: own.map(convert::decision_view).collect(),
+            decisions: own.into_iter().map(convert::decision_view).collect(),
         })
     }
 

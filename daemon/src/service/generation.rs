@@ -52,11 +52,22 @@ impl Service {
         let namespace = params.namespace.clone().unwrap_or_default();
         let result = async {
             let (request, recall) = convert::generation(&params, self.defaults())?;
-            let (sender, receiver) = mpsc::channel(CANVAS_EVENTS_MAX);
+            let (sender, mut canvas) = mpsc::channel(CANVAS_EVENTS_MAX);
             let ask = GenerateAsk { request, recall, base_only: params.base_only, events: Some(sender), cancel };
             self.tell(id, TaskEventKind::Started, events.as_ref());
             let generate = self.system.generator.generate(ask, deadline);
-            let (answer, ()) = tokio::join!(generate, self.forward_canvas(id, receiver, events.as_ref()));
+            tokio::pin!(generate);
+            // The answer ends it, and not the end of the events: an engine that goes on for a step is not waited for.
+            let answer = loop {
+                tokio::select! {
+                    biased;
+                    Some(event) = canvas.recv() => self.tell_canvas(id, event, events.as_ref()),
+                    answer = &mut generate => break answer,
+                }
+            };
+            while let Ok(event) = canvas.try_recv() {
+                self.tell_canvas(id, event, events.as_ref());
+            }
             answer.map_err(told)
         }
         .await;
@@ -92,16 +103,9 @@ impl Service {
         Ok(view)
     }
 
-    pub(super) async fn forward_canvas(
-        &self,
-        id: TaskId,
-        mut canvas: mpsc::Receiver<CanvasEvent>,
-        events: Option<&mpsc::Sender<TaskEvent>>,
-    ) {
-        while let Some(event) = canvas.recv().await {
-            let CanvasEvent { step, steps_total, canvas, decided, holes } = event;
-            self.tell(id, TaskEventKind::Canvas { step, steps_total, canvas, decided, holes }, events);
-        }
+    fn tell_canvas(&self, id: TaskId, event: CanvasEvent, events: Option<&mpsc::Sender<TaskEvent>>) {
+        let CanvasEvent { step, steps_total, canvas, decided, holes } = event;
+        self.tell(id, TaskEventKind::Canvas { step, steps_total, canvas, decided, holes }, events);
     }
 
     pub(super) fn tell(&self, id: TaskId, event: TaskEventKind, events: Option<&mpsc::Sender<TaskEvent>>) {
@@ -136,8 +140,12 @@ impl Service {
             new.metadata.insert("generation".into(), params.task.to_string());
             memory = Some(remembered(self.apply(OperationKind::Remember(new), context).await?)?.id);
         }
-        if let Some(situation) = generated.situation {
+        let again = context.op_id.is_some_and(|op_id| self.tasks.has_feedback(params.task, op_id));
+        if let Some(situation) = generated.situation.filter(|_| !again) {
             self.system.evolution.judge(situation, opinion, context.deadline).await.map_err(told)?;
+            if let Some(op_id) = context.op_id {
+                self.tasks.keep_feedback(params.task, op_id);
+            }
         }
         Ok(wire::FeedbackResult { task: params.task, memory })
     }

@@ -2,7 +2,6 @@
 
 use mneme_actors::RecallAsk;
 use mneme_base::{Lsn, OpId};
-use mneme_evolution::registry::CardState;
 use mneme_ipc::types as wire;
 use mneme_ipc::{ErrorBody, ErrorKind};
 use mneme_memory::map::MAP_POINTS_MAX;
@@ -107,24 +106,32 @@ impl Service {
                 return Err(invalid(format!("select names {count} memories, allowed are 1 to {FORGET_IDS_MAX}")));
             }
         }
-        let before = self.adapters_alive(context.deadline).await;
         let outcome = self.apply(OperationKind::Forget(convert::selector(params.select)), context).await?;
         let replayed = outcome.replayed;
         let OperationResult::Forgotten(receipt) = outcome.result.map_err(|refusal| convert::refusal_body(&refusal))?
         else {
             return Err(unexpected());
         };
+        // Adapters first: a purge that is told of covers what was made from the memories too.
+        let retired = self.system.evolution.forgotten(receipt.ids.clone(), context.deadline).await;
+        let adapters_retired = match &retired {
+            Ok(adapters) => adapters.iter().map(ToString::to_string).collect(),
+            Err(error) => {
+                tracing::warn!(%error, "adapters of forgotten memories are retired a moment later");
+                Vec::new()
+            }
+        };
         let mut purged_at = receipt.purged_at;
         if params.purge_now && purged_at.is_none() {
             let until = context.deadline;
-            match self.system.memory.maintain(MaintenanceTask::Purge, until).await {
-                Ok(_) => purged_at = Some(self.clock.now()),
+            match (self.system.memory.maintain(MaintenanceTask::Purge, until).await, &retired) {
+                (Ok(_), Ok(_)) => purged_at = Some(self.clock.now()),
+                // An adapter may still hold what it learned: that is not purged.
+                (Ok(_), Err(_)) => {}
                 // What was asked for is forgotten, whatever the purge met: it is outstanding, and tried again on time.
-                Err(error) => tracing::warn!(error = %Chain(&error), "purge is put off"),
+                (Err(error), _) => tracing::warn!(error = %Chain(&error), "purge is put off"),
             }
         }
-        let after = self.adapters_alive(context.deadline).await;
-        let adapters_retired = before.into_iter().filter(|adapter| !after.contains(adapter)).collect();
         Ok(wire::ForgetResult {
             ids: receipt.ids,
             lsn: receipt.lsn,
@@ -133,13 +140,6 @@ impl Service {
             adapters_retired,
             replayed,
         })
-    }
-
-    pub(super) async fn adapters_alive(&self, deadline: Instant) -> Vec<String> {
-        let report = self.system.evolution.report(deadline).await;
-        let entries = report.map(|report| report.adapters).unwrap_or_default();
-        let alive = entries.iter().filter(|entry| entry.state != CardState::Retired);
-        alive.map(|entry| entry.card.adapter.to_string()).collect()
     }
 
     pub(super) async fn corroborate(

@@ -1,7 +1,8 @@
 //! The fake engine as a program, with the manners of `mneme-engine`: for tests, and for machines without libtorch.
 //!
 //! `FAKE_ENGINE_FAULT` makes it misbehave on purpose at the first generation: `abort`, `kill` (as the kernel does when memory is
-//! short), `memory` (an allocation fails), `hang`, `stopped` (SIGSTOP: not even its threads run) or `garbage`.
+//! short), `memory` (an allocation fails), `hang`, `stopped` (SIGSTOP: not even its threads run) or `garbage`;
+//! or `slow`: every generation goes on until it is told to stop, unless its text says `quick`.
 //! `FAKE_ENGINE_STEP_MS` makes each step of a training take so long: a training that ends at once cannot be interrupted.
 
 use std::io::Write as _;
@@ -18,8 +19,8 @@ use crate::engine::{CancelToken, Engine, EngineError};
 use crate::serve::serve;
 use crate::trainer::OUTCOME_FILE;
 use crate::types::{
-    CanvasEvent, EmbedPurpose, EngineInfo, GenerateRequest, Generation, ScoreItem, ScoreOutcome, TrainEvent, TrainJob,
-    TrainOutcome,
+    CanvasEvent, EmbedPurpose, EngineInfo, GenerateRequest, Generation, ScoreItem, ScoreOutcome, Segment, TrainEvent,
+    TrainJob, TrainOutcome,
 };
 
 /// Runs the fake engine as a process: `serve` or `train JOB.json`.
@@ -94,6 +95,10 @@ fn exhaust_memory() -> ! {
     std::process::abort()
 }
 
+fn asks_for_speed(request: &GenerateRequest) -> bool {
+    request.canvas.iter().any(|segment| matches!(segment, Segment::Text(text) if text.contains("quick")))
+}
+
 /// The fake engine with a fault on demand.
 #[derive(Debug)]
 struct Faulty {
@@ -129,6 +134,11 @@ impl Engine for Faulty {
             Some("stopped") => fatal(Signal::STOP),
             Some("hang") => loop {
                 std::thread::park();
+            },
+            // Until it is told to stop, as an engine does between steps; quick when it is asked to be.
+            Some("slow") if !asks_for_speed(request) => loop {
+                cancel.check()?;
+                std::thread::sleep(std::time::Duration::from_millis(2));
             },
             Some("garbage") => {
                 let _ = (&self.stream).write_all(&[0xff; 4096]);

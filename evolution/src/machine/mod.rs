@@ -112,6 +112,8 @@ pub struct Status {
     pub suspicions: Vec<Suspicion>,
     /// Rows so far.
     pub rows: u64,
+    /// Texts of the user in view: those that a next job would choose from.
+    pub texts: u64,
 }
 
 /// The loop. Costs of [`Evolution::handle`]: microseconds for observations, a bootstrap (milliseconds) for an outcome.
@@ -140,20 +142,23 @@ impl Evolution {
     ) -> Result<Self, RestoreError> {
         let rows: BTreeMap<u64, LogRow> = rows.into_iter().map(|row| (row.id, row)).collect();
         let mut state = State::default();
-        for (id, row) in &rows {
-            if *id != state.rows + 1 {
-                return Err(RestoreError::Gap { before: state.rows, found: *id });
-            }
-            state.apply(row);
+        for row in rows.values() {
+            state.follow(row)?;
         }
+        Ok(Self::resume(policy, state, checkpoint))
+    }
+
+    /// As [`Self::restore`], from a state that followed the rows already.
+    pub fn resume(policy: Policy, state: State, checkpoint: Option<Checkpoint>) -> Self {
         let base = checkpoint.as_ref().map(|checkpoint| checkpoint.base);
         let mut soft = checkpoint.map_or_else(|| Soft::new(&policy), |checkpoint| checkpoint.soft);
         if base.is_some_and(|base| base != state.base) {
             soft.trigger.reset(policy.seed);
         }
         soft.texts.forget(state.registry.forgotten());
+        soft.trigger.set_bounds(policy.trigger_alpha, policy.ambiguous_p);
         soft.follow(&state, &policy);
-        Ok(Self { policy, state, soft, around: Surroundings::default() })
+        Self { policy, state, soft, around: Surroundings::default() }
     }
 
     /// Takes an event and returns what is to be done, in order. Never fails: what does not fit is answered by a notice.
@@ -315,6 +320,7 @@ impl Evolution {
             cpu_seconds: (self.state.spent(now), self.policy.cpu_seconds_a_day),
             suspicions,
             rows: self.state.rows,
+            texts: self.soft.texts.iter().count() as u64,
         }
     }
 
@@ -325,7 +331,7 @@ impl Evolution {
             || self.state.registry.get(adapter).is_some_and(|entry| entry.state != CardState::Retired)
     }
 
-    /// Every memory that an adapter learned or that may still be trained on. The store and this log are not written at once,
+    /// Every memory that an adapter learned, that is judged on, or that may still be trained on. The store and this log are not written at once,
     /// and a feed of changes may have gaps: at a start, and after a gap, whatever of these the store no longer has goes into
     /// [`Event::Forgotten`].
     pub fn memories_in_use(&self) -> BTreeSet<MemoryId> {
@@ -333,6 +339,7 @@ impl Evolution {
         let mut memories: BTreeSet<MemoryId> = cards.flat_map(|entry| entry.card.lineage.iter().copied()).collect();
         memories.extend(self.state.job.iter().flat_map(|job| job.spec.memories().copied()));
         memories.extend(self.soft.texts.iter().map(|text| text.memory));
+        memories.extend(self.state.uses.keys().copied());
         memories
     }
 
@@ -348,6 +355,7 @@ impl Evolution {
 
     /// Takes other settings; they hold from the next event on.
     pub fn set_policy(&mut self, policy: Policy) {
+        self.soft.trigger.set_bounds(policy.trigger_alpha, policy.ambiguous_p);
         self.policy = policy;
     }
 

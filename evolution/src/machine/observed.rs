@@ -181,7 +181,9 @@ impl Evolution {
     pub(super) fn on_forgotten(&mut self, mut memories: Vec<MemoryId>, now: Timestamp, out: &mut Vec<Action>) {
         memories.sort_unstable();
         memories.dedup();
-        memories.retain(|memory| !self.state.registry.is_forgotten(*memory));
+        // What the loop never used concerns it no more than what it never saw: a row for it would stay for ever.
+        let used = self.memories_in_use();
+        memories.retain(|memory| used.contains(memory) && !self.state.registry.is_forgotten(*memory));
         if memories.is_empty() {
             return;
         }
@@ -209,7 +211,7 @@ impl Evolution {
         }
         out.extend(serving.into_iter().map(|(adapter, context)| Action::DeactivateAdapter { adapter, context }));
         out.extend(retired.into_iter().map(|adapter| Action::RetireAdapter { adapter }));
-        // The texts in view changed: an old checkpoint must not bring the forgotten ones back.
-        self.around.unsaved = self.policy.checkpoint_every;
+        // An old checkpoint does not bring the texts back: the row is stronger. It only keeps their sketches a while.
+        self.around.unsaved += 1;
     }
 }

@@ -6,6 +6,7 @@ use mneme_base::{AdapterId, ContentHash, Embedding, MemoryId, Timestamp};
 use mneme_engine_api::{AdapterLevel, TrainOutcome};
 use serde::{Deserialize, Serialize};
 
+use super::RestoreError;
 use super::row::{Cause, Change, JobSpec, LogRow, Origin, Stage};
 use crate::context::ContextId;
 use crate::gate::{Decision, Verdict};
@@ -135,6 +136,17 @@ pub struct State {
 }
 
 impl State {
+    /// Makes the next row's change; a row that was followed already changes nothing.
+    pub fn follow(&mut self, row: &LogRow) -> Result<(), RestoreError> {
+        if row.id > self.rows + 1 {
+            return Err(RestoreError::Gap { before: self.rows, found: row.id });
+        }
+        if row.id == self.rows + 1 {
+            self.apply(row);
+        }
+        Ok(())
+    }
+
     /// Makes a row's change. Total: a row that does not fit the state changes nothing but the count.
     pub fn apply(&mut self, row: &LogRow) {
         self.rows = row.id;

@@ -351,6 +351,58 @@ fn forgetting_a_learned_memory_retires_the_adapter_and_stops_the_job_that_uses_i
 }
 
 #[test]
+fn forgetting_what_was_never_used_leaves_no_trace() {
+    let mut world = World::new(3);
+    world.write(0, 4);
+    let rows = world.rows.len();
+    for number in 10_000..10_500 {
+        world.send(Event::Forgotten(vec![memory(number)]));
+    }
+    assert_eq!(world.rows.len(), rows);
+    assert!(world.evolution.state().registry.forgotten().is_empty());
+    world.send(Event::Forgotten(vec![memory(2), memory(10_000)]));
+    assert_eq!(world.rows.len(), rows + 1);
+    assert_eq!(world.evolution.state().registry.forgotten().len(), 1);
+}
+
+#[test]
+fn a_state_that_was_written_down_replaces_the_rows_before_it() {
+    let mut world = World::new(4);
+    world.write(0, 40);
+    world.send(Event::Command(Command::RunNow { situation: None }));
+    world.tick();
+    let text = serde_json::to_string(world.evolution.state()).unwrap();
+    let mut state: State = serde_json::from_str(&text).unwrap();
+    assert_eq!(&state, world.evolution.state());
+    let before = world.rows.len();
+    assert!(before > 2, "there is something to replace");
+    world.send(Event::Command(Command::Pause));
+    for row in &world.rows[before - 2..] {
+        state.follow(row).unwrap();
+    }
+    assert_eq!(&state, world.evolution.state(), "what it had followed changes nothing, what is new does");
+    let mut late = world.rows.last().unwrap().clone();
+    late.id += 2;
+    assert!(matches!(state.follow(&late), Err(RestoreError::Gap { .. })));
+}
+
+#[test]
+fn another_bound_on_false_alarms_holds_at_once_and_after_a_restart() {
+    let mut world = World::new(5);
+    let strict = Policy { trigger_alpha: 0.000_01, ..policy() };
+    let threshold = |world: &World| world.evolution.should_evolve(&situation(0)).unwrap().1.threshold;
+    world.send(Event::Generated { situation: situation(0), ambiguity: 0.1, surprise: 1.0, structural: false });
+    let before = threshold(&world);
+    world.evolution.set_policy(strict);
+    assert!(threshold(&world) > 100.0 * before);
+    world.checkpoint = Some(Checkpoint::clone(&world.evolution.checkpoint()));
+    world.evolution.set_policy(policy());
+    let rows = world.rows.len();
+    world.restart(rows);
+    assert!((threshold(&world) - before).abs() < 1e-9, "the setting decides and not the checkpoint");
+}
+
+#[test]
 fn a_forgotten_memory_does_not_return_with_an_old_checkpoint() {
     let mut world = World::new(7);
     world.write(0, 60);

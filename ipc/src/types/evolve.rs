@@ -21,7 +21,7 @@ pub struct AdapterView {
     pub id: AdapterId,
     /// `composition`, `control_net`, `lora` or `layers`.
     pub level: String,
-    /// `active`, `shadow`, `retired` or `rolled_back`.
+    /// `active`, `shadow`, `superseded`, `rolled_back` or `retired`.
     pub state: String,
     /// Never rolled back or retired by the loop itself.
     pub pinned: bool,
@@ -41,9 +41,9 @@ result! {
         /// Paused by the user, or by battery or load.
         #[serde(default)]
         paused: Option<String>,
-        /// Generations and texts observed.
+        /// Generations and texts of the user observed since the daemon started.
         observed: u64,
-        /// Training jobs begun.
+        /// Training jobs begun; one that is interrupted and goes on counts once.
         trained: u64,
         /// Adapters accepted.
         accepted: u64,
@@ -51,7 +51,7 @@ result! {
         rejected: u64,
         /// Adapters rolled back.
         rolled_back: u64,
-        /// User texts that wait to be learned from.
+        /// Texts of the user in view: those a next job would choose from.
         texts_waiting: u64,
         /// Adapters, newest first.
         adapters: Vec<AdapterView>,

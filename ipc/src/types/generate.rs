@@ -77,7 +77,8 @@ params! {
         /// An instruction in the model's chat form, instead of plain continuation.
         #[serde(default)]
         instruction: Option<String>,
-        /// Tokens to add after a prompt without holes; 64 when missing, at most 1,024.
+        /// Tokens to add after a prompt without holes; 64 when missing, at most the daemon's
+        /// `generation.tokens_max`, which is 512 unless set and never above 1,024.
         #[serde(default)]
         tokens_max: Option<u32>,
         /// Memories of this namespace guide the text; no guidance when missing.

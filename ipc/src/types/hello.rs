@@ -35,7 +35,7 @@ pub struct Limits {
     pub recall_limit_max: u64,
     /// Memories in one `memory.import` request.
     pub import_batch_max: u64,
-    /// How long a connection may be silent (milliseconds).
+    /// How long a connection that waits for no answer may be silent (milliseconds).
     pub idle_timeout_ms: u64,
 }
 

@@ -78,7 +78,8 @@ params! {
         /// When it stops being true.
         #[serde(default)]
         valid_to: Option<Timestamp>,
-        /// How far the write must have got before it is acknowledged.
+        /// How far the write must have got at least before it is acknowledged. This daemon acknowledges nothing before it is
+        /// `indexed`, so every value is met and none is faster.
         #[serde(default)]
         ack: Ack,
     }
@@ -341,7 +342,7 @@ result! {
         /// When their bytes were gone from every file; missing while that is outstanding (at most 24 h).
         #[serde(default)]
         purged_at: Option<Timestamp>,
-        /// Adapters that were trained on them and are now retired.
+        /// Adapters that had learned them, themselves or through the adapter they started from: they are retired.
         #[serde(default)]
         adapters_retired: Vec<String>,
         /// The same `op_id` had been carried out before.

@@ -60,7 +60,8 @@ class AsyncApi:
         """Remembers something.
 
         - text: The text; 1 to 65,536 bytes. Secrets in it are redacted before it is written.
-        - ack: How far the write must have got before it is acknowledged.
+        - ack: How far the write must have got at least before it is acknowledged. This daemon acknowledges
+          nothing before it is `indexed`, so every value is met and none is faster.
         - kind: What sort of thing it is.
         - metadata: Free notes: at most 64, each at most 4,096 bytes.
         - namespace: The drawer; `default` when missing.
@@ -327,7 +328,8 @@ class AsyncApi:
         - steps: Diffusion steps a block; the daemon's setting when missing.
         - stream: Send the canvas as it crystallises, as `task.event` notifications.
         - temperature: Sampling temperature, 0 to 2; 0 is greedy.
-        - tokens_max: Tokens to add after a prompt without holes; 64 when missing, at most 1,024.
+        - tokens_max: Tokens to add after a prompt without holes; 64 when missing, at most the daemon's
+          `generation.tokens_max`, which is 512 unless set and never above 1,024.
         """
         params: Dict[str, Any] = {
             "prompt": prompt,

@@ -96,14 +96,14 @@ class GenerateParams(TypedDict, total=False):
     temperature: float
     """Sampling temperature, 0 to 2; 0 is greedy."""
     tokens_max: int
-    """Tokens to add after a prompt without holes; 64 when missing, at most 1,024."""
+    """Tokens to add after a prompt without holes; 64 when missing, at most the daemon's `generation.tokens_max`, which is 512 unless set and never above 1,024."""
 
 
 class RememberParams(TypedDict, total=False):
     """Remembers something. Repeatable with the same `op_id`."""
 
     ack: Ack
-    """How far the write must have got before it is acknowledged."""
+    """How far the write must have got at least before it is acknowledged. This daemon acknowledges nothing before it is `indexed`, so every value is met and none is faster."""
     kind: Kind
     """What sort of thing it is."""
     metadata: Dict[str, str]
@@ -159,7 +159,7 @@ class AdapterView:
     pinned: bool
     """Never rolled back or retired by the loop itself."""
     state: str
-    """`active`, `shadow`, `retired` or `rolled_back`."""
+    """`active`, `shadow`, `superseded`, `rolled_back` or `retired`."""
     scores: Dict[str, float] = field(default_factory=dict)
     """Held-out gain, confidence bounds, forgetting and other scores."""
 
@@ -239,7 +239,7 @@ class Limits:
     frame_bytes_max: int
     """The longest line (bytes)."""
     idle_timeout_ms: int
-    """How long a connection may be silent (milliseconds)."""
+    """How long a connection that waits for no answer may be silent (milliseconds)."""
     import_batch_max: int
     """Memories in one `memory.import` request."""
     recall_limit_max: int
@@ -491,7 +491,7 @@ class ForgetReceipt:
     replayed: bool
     """The same `op_id` had been carried out before."""
     adapters_retired: List[str] = field(default_factory=list)
-    """Adapters that were trained on them and are now retired."""
+    """Adapters that had learned them, themselves or through the adapter they started from: they are retired."""
     ids: List[str] = field(default_factory=list)
     """The memories that nothing returns any more."""
     purged_at: Optional[str] = None
@@ -623,7 +623,7 @@ class EvolveStatus:
     accepted: int
     """Adapters accepted."""
     observed: int
-    """Generations and texts observed."""
+    """Generations and texts of the user observed since the daemon started."""
     rejected: int
     """Adapters rejected."""
     rolled_back: int
@@ -631,9 +631,9 @@ class EvolveStatus:
     state: str
     """The state: `serve`, `suspect`, `propose`, `train`, `validate`, `shadow`, ..."""
     texts_waiting: int
-    """User texts that wait to be learned from."""
+    """Texts of the user in view: those a next job would choose from."""
     trained: int
-    """Training jobs begun."""
+    """Training jobs begun; one that is interrupted and goes on counts once."""
     adapters: List[AdapterView] = field(default_factory=list)
     """Adapters, newest first."""
     paused: Optional[str] = None
