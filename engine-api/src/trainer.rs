@@ -20,6 +20,8 @@ pub const JOB_FILE: &str = "job.json";
 const HASH_FILE: &str = "job.hash";
 /// The result as the trainer leaves it, in the job's folder.
 pub const OUTCOME_FILE: &str = "outcome.json";
+/// The status by which a trainer says that it cannot train a job's level at all (EX_UNAVAILABLE); trying again is of no use.
+pub const EXIT_UNSUPPORTED: u8 = 69;
 /// How long a trainer may take from SIGTERM to its end before it is killed: one optimiser step and a checkpoint.
 const STOP_GRACE: Duration = Duration::from_secs(20);
 /// How long the last lines of an ended trainer are waited for.
@@ -137,6 +139,10 @@ pub(crate) fn run(
     match read_outcome(&outcome_path)? {
         Some(outcome) => Ok(outcome),
         None if cancel.check().is_err() => Err(EngineError::Cancelled),
+        None if status.code() == Some(i32::from(EXIT_UNSUPPORTED)) => Err(EngineError::Unsupported {
+            engine: options.program.display().to_string(),
+            feature: format!("training of level {:?}", job.level),
+        }),
         None => Err(EngineError::Internal { reason: format!("trainer ended with {status} and left no outcome") }),
     }
 }

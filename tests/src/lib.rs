@@ -3,6 +3,7 @@
 //! Every wait has a limit: a hang is a failure.
 
 pub mod fuzz;
+pub mod kills;
 pub mod random;
 pub mod slope;
 

@@ -46,6 +46,9 @@ pub(crate) const TORTURE: Program =
 /// Load for hours.
 pub(crate) const SOAK: Program =
     Program { task: "soak", package: "mneme-tests", name: "soak", features: &[], set_up: false };
+/// Kills of the loop's processes.
+pub(crate) const KILLS: Program =
+    Program { task: "kills", package: "mneme-tests", name: "kills", features: &[], set_up: false };
 
 /// Runs a program in the release profile, or says that it is missing.
 pub(crate) fn program(workspace: &Workspace, program: Program, passed: &PassedOn) -> anyhow::Result<ExitCode> {

@@ -48,6 +48,8 @@ enum Task {
     Torture(later::PassedOn),
     /// Runs the daemon under load and reports the slopes of memory, files and disk.
     Soak(later::PassedOn),
+    /// Kills trainer, engine and daemon at random points of the evolution loop and looks whether everything still holds.
+    Kills(later::PassedOn),
 }
 
 fn main() -> ExitCode {
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Task::Cross(arguments) => cross::run(&workspace, &arguments),
         Task::Torture(passed) => later::program(&workspace, later::TORTURE, &passed),
         Task::Soak(passed) => later::program(&workspace, later::SOAK, &passed),
+        Task::Kills(passed) => later::program(&workspace, later::KILLS, &passed),
     });
     match outcome {
         Ok(code) => code,

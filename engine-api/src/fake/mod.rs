@@ -5,6 +5,7 @@
 
 mod ngram;
 pub mod program;
+mod training;
 
 use std::path::Path;
 use std::time::Instant;
@@ -13,10 +14,11 @@ use mneme_base::{ContentHash, Embedding, EmbeddingGeneration};
 
 use crate::engine::{CancelToken, Engine, EngineError};
 use crate::types::{
-    AdapterLevel, CANVAS_TOKENS_MAX, CanvasEvent, EmbedPurpose, EngineInfo, GenerateRequest, Generation,
+    AdapterLevel, CANVAS_TOKENS_MAX, CanvasEvent, Constraint, EmbedPurpose, EngineInfo, GenerateRequest, Generation,
     GenerationMode, ScoreItem, ScoreOutcome, ScoredToken, Segment, TokenTrace, TrainEvent, TrainJob, TrainOutcome,
 };
 use ngram::{Model, words};
+use training::{Learning, replace};
 
 /// Dimensions of the hashed embeddings.
 pub const FAKE_DIMENSIONS: usize = 256;
@@ -100,10 +102,20 @@ fn validate(request: &GenerateRequest) -> Result<(), EngineError> {
     if !(0.0..=2.0).contains(&request.temperature) {
         return Err(EngineError::invalid("temperature", format!("is {}, allowed are 0 to 2", request.temperature)));
     }
-    if request.constraint.is_some() {
-        return Err(EngineError::Unsupported { engine: "fake".into(), feature: "constraints".into() });
+    if request.constraint.is_some() && !is_string_schema(request) {
+        return Err(EngineError::Unsupported {
+            engine: "fake".into(),
+            feature: String::from("constraints other than the JSON schema of a string"),
+        });
     }
     Ok(())
+}
+
+/// Whether the holes must be JSON strings: the one constraint that words can be brought into afterwards.
+fn is_string_schema(request: &GenerateRequest) -> bool {
+    let Some(Constraint::JsonSchema(schema)) = &request.constraint else { return false };
+    serde_json::from_str::<serde_json::Value>(schema)
+        .is_ok_and(|schema| schema == serde_json::json!({"type": "string"}))
 }
 
 impl Engine for FakeEngine {
@@ -115,7 +127,7 @@ impl Engine for FakeEngine {
             model: String::from("fake trigrams"),
             base_hash: Self::base_hash(),
             canvas_tokens_max: CANVAS_TOKENS_MAX,
-            trains: vec![AdapterLevel::Lora],
+            trains: vec![AdapterLevel::ControlNet, AdapterLevel::Lora, AdapterLevel::Layers],
         }
     }
 
@@ -178,6 +190,9 @@ impl Engine for FakeEngine {
                     holes: holes_total,
                 });
             }
+            if is_string_schema(request) {
+                fill = serde_json::Value::String(fill).to_string();
+            }
             text.push_str(&fill);
             fills.push(fill);
         }
@@ -223,21 +238,20 @@ impl Engine for FakeEngine {
         if job.train.is_empty() || job.held_out.is_empty() {
             return Err(EngineError::invalid("job", "needs texts to learn and texts to judge on"));
         }
-        let mut lines = String::new();
         let parent = job.parent.as_ref().map(|parent| Self::adapter_lines(&parent.folder)).transpose()?;
         let parent_model = parent.as_ref().map(|lines| Model::of(lines.lines()));
-        lines.push_str(parent.as_deref().unwrap_or_default());
-        let total = job.train.len() as u32;
-        for (index, text) in job.train.iter().enumerate() {
-            cancel.check()?;
-            lines.push_str(&words(&text.text).join(" "));
-            lines.push('\n');
-            observe(TrainEvent { step: index as u32 + 1, steps_total: total, loss: 0.0, phase: "train".into() });
-        }
         let folder = Path::new(&job.folder);
-        let failed = |error: std::io::Error| EngineError::Internal { reason: error.to_string() };
-        fs_err::create_dir_all(folder).map_err(failed)?;
-        fs_err::write(folder.join(ADAPTER_FILE), &lines).map_err(failed)?;
+        fs_err::create_dir_all(folder).map_err(|error| EngineError::Internal { reason: error.to_string() })?;
+        let total = job.train.len();
+        let mut learning = Learning::begin_or_resume(job, parent.as_deref().unwrap_or_default());
+        while learning.step(&job.train) {
+            learning.save_when_due(folder)?;
+            cancel.check()?;
+            let step = (total - learning.left()) as u32;
+            observe(TrainEvent { step, steps_total: total as u32, loss: 0.0, phase: "train".into() });
+        }
+        let lines = learning.into_lines();
+        replace(&folder.join(ADAPTER_FILE), lines.as_bytes())?;
         let share = f64::from(job.scale).clamp(0.0, 1.0) * GUIDE_SHARE;
         let mix = |model: Model| vec![(model, share), (self.base.clone(), 1.0 - share)];
         let base = vec![(self.base.clone(), 1.0)];

@@ -3,6 +3,7 @@
 //! `FAKE_ENGINE_FAULT` makes it misbehave on purpose at the first generation: `abort`, `kill` (as the kernel does when memory is
 //! short), `memory` (an allocation fails), `hang`, `stopped` (SIGSTOP: not even its threads run) or `garbage`;
 //! or `slow`: every generation goes on until it is told to stop, unless its text says `quick`.
+//! `FAKE_ENGINE_UNTRAINABLE` names a level (`control_net`, `lora`, `layers`) that it says it trains and then cannot.
 //! `FAKE_ENGINE_STEP_MS` makes each step of a training take so long: a training that ends at once cannot be interrupted.
 
 use std::io::Write as _;
@@ -17,7 +18,7 @@ use rustix::process::{Resource, Rlimit, Signal};
 use super::FakeEngine;
 use crate::engine::{CancelToken, Engine, EngineError};
 use crate::serve::serve;
-use crate::trainer::OUTCOME_FILE;
+use crate::trainer::{EXIT_UNSUPPORTED, OUTCOME_FILE};
 use crate::types::{
     CanvasEvent, EmbedPurpose, EngineInfo, GenerateRequest, Generation, ScoreItem, ScoreOutcome, Segment, TrainEvent,
     TrainJob, TrainOutcome,
@@ -26,6 +27,11 @@ use crate::types::{
 /// Runs the fake engine as a process: `serve` or `train JOB.json`.
 pub fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let ["train", job] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..]
+        && is_untrainable(Path::new(job))
+    {
+        return ExitCode::from(EXIT_UNSUPPORTED);
+    }
     let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["serve"] => serve_on_stdin(),
         ["train", job] => train(Path::new(job)),
@@ -48,13 +54,24 @@ fn serve_on_stdin() -> Result<(), String> {
     serve(&engine, stream).map_err(|error| error.to_string())
 }
 
+/// Whether this trainer is to refuse the job's level.
+fn is_untrainable(path: &Path) -> bool {
+    let Ok(level) = std::env::var("FAKE_ENGINE_UNTRAINABLE") else { return false };
+    let job = fs_err::read(path).ok().and_then(|text| serde_json::from_slice::<TrainJob>(&text).ok());
+    job.is_some_and(|job| serde_json::to_value(job.level).is_ok_and(|name| name == level.as_str()))
+}
+
 fn train(path: &Path) -> Result<(), String> {
     crate::trainer::end_with_parent();
     let text = fs_err::read_to_string(path).map_err(|error| error.to_string())?;
     let job: TrainJob = serde_json::from_str(&text).map_err(|error| error.to_string())?;
     let mut out = std::io::stdout().lock();
     let pause = std::env::var("FAKE_ENGINE_STEP_MS").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    let mut begun = false;
     let mut observe = |event: TrainEvent| {
+        if !std::mem::replace(&mut begun, true) && event.step > 1 {
+            eprintln!("training goes on after step {}", event.step - 1);
+        }
         let line = serde_json::to_string(&event).expect("events are plain data");
         let _ = writeln!(out, "{line}");
         let _ = out.flush();
