@@ -14,7 +14,8 @@ use mneme_base::{AdapterId, Clock, Embedding, MemoryId, Timestamp};
 use mneme_engine_api::trainer::JOB_FILE;
 use mneme_engine_api::{AdapterLevel, AdapterUse, CancelToken, Engine};
 use mneme_evolution::machine::{Action, Command, Event, Evolution, JobSpec, LogRow, Notice, Stage, Status};
-use mneme_evolution::registry::Entry;
+use mneme_evolution::portable::CardError;
+use mneme_evolution::registry::{Entry, SkillCard};
 use mneme_evolution::trigger::Feedback;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::time::Instant;
@@ -32,11 +33,13 @@ mod listener;
 mod load;
 mod reading;
 mod rows;
+mod skills;
 
 use jobs::run_job;
 use listener::listen;
 use reading::Pace;
 use rows::{Snapshot, read_about, read_checkpoint, read_history, read_newest, write_checkpoint};
+pub use skills::{SkillPart, SkillReceipt, SkillUpload};
 
 /// Calls at once.
 const CALLS_MAX: usize = 256;
@@ -67,13 +70,24 @@ pub struct EvolutionReport {
 pub struct EvolutionHandle {
     pub(crate) slot: Slot<Message>,
     memory: MemoryHandle,
+    engine: Arc<dyn Engine>,
+    folder: PathBuf,
+    /// One skill arrives at a time.
+    arriving: Arc<tokio::sync::Mutex<()>>,
     /// The number of the last row that was written.
     pub(crate) last_row: Arc<AtomicU64>,
 }
 
 impl EvolutionHandle {
-    pub(crate) fn new(memory: MemoryHandle) -> Self {
-        Self { slot: Slot::new("evolution", CALLS_MAX), memory, last_row: Arc::default() }
+    pub(crate) fn new(memory: MemoryHandle, engine: Arc<dyn Engine>, folder: PathBuf) -> Self {
+        Self {
+            slot: Slot::new("evolution", CALLS_MAX),
+            memory,
+            engine,
+            folder,
+            arriving: Arc::default(),
+            last_row: Arc::default(),
+        }
     }
 
     /// Tells of a generation that was observed. Lost while the actor is away: one observation among many.
@@ -134,6 +148,10 @@ pub(crate) enum Message {
     Judge(Request<(Embedding, Feedback), ()>),
     /// The user gave an order.
     Command(Request<Command, (Stage, String)>),
+    /// May a card from elsewhere be taken in? What needs the base model is left open while that is not known.
+    Admits(Request<Box<SkillCard>, ()>),
+    /// Take in an adapter whose file lies here.
+    Adopt(Request<(Command, PathBuf), (Stage, String)>),
     /// How is the loop?
     Report(Request<(), EvolutionReport>),
     /// The user forgot memories: which adapters learned them?
@@ -229,10 +247,14 @@ impl Actor for EvolutionActor {
             comparing: false,
             arguments,
         };
+        for problem in state.evolution.state().problems() {
+            tracing::error!(problem, "the loop's rows do not make a consistent state");
+        }
         let actions = state.evolution.reconcile();
         state.carry_out(&myself, actions).await;
         state.find_forgotten(&myself).await;
         state.sweep_folders();
+        skills::forget_uploads(&state.arguments.folder);
         myself.send_interval(TICK, || Message::Tick);
         tokio::spawn(listen(changes, state.arguments.clone(), myself));
         Ok(state)
@@ -260,6 +282,36 @@ impl Actor for EvolutionActor {
                 state.tick(&myself).await;
                 let result = state.happened(&myself, Event::Command(request.input)).await;
                 let _ = request.reply.send(result.map(|notices| state.words_of(&notices)));
+            }
+            Message::Admits(request) => {
+                let admitted = match state.evolution.admits(&request.input) {
+                    Ok(()) | Err(CardError::NoBase) => Ok(()),
+                    Err(error) => Err(ActorError::invalid("skill", format!("is refused: {error}"))),
+                };
+                let _ = request.reply.send(admitted);
+            }
+            Message::Adopt(request) => {
+                state.tick(&myself).await;
+                let (order, file) = request.input;
+                // A restart of this actor sweeps what nobody keeps yet.
+                let result = if file.is_file() {
+                    state.happened(&myself, Event::Command(order)).await
+                } else {
+                    Err(ActorError::Stopped { actor: "evolution" })
+                };
+                let stage = state.evolution.state().stage();
+                let _ = request.reply.send(result.and_then(|notices| {
+                    let refusal = notices.iter().find_map(|notice| match notice {
+                        Notice::Refused { reason } => Some(reason),
+                        _ => None,
+                    });
+                    match refusal {
+                        Some(reason) => Err(ActorError::invalid("skill", format!("is refused: {reason}"))),
+                        None => {
+                            Ok((stage, String::from("taken in; it serves nothing before it has passed a shadow here")))
+                        }
+                    }
+                }));
             }
             Message::Report(request) => {
                 let report = state.report();

@@ -18,7 +18,7 @@ pub mod uncertainty;
 pub mod watcher;
 
 pub use call::{ActorError, ActorStatus};
-pub use evolution::EvolutionHandle;
+pub use evolution::{EvolutionHandle, SkillPart, SkillReceipt, SkillUpload};
 pub use generator::{GenerateAnswer, GenerateAsk, GeneratorHandle};
 pub use memory::{MemoryHandle, RecallAsk};
 pub use system::{System, SystemOptions};

@@ -89,7 +89,7 @@ impl System {
         let (tunables, tuned) = Tuned::new(options.tunables);
         let memory =
             MemoryHandle::new(Arc::clone(&options.store), options.pending_operations_max, options.pending_bytes_max);
-        let evolution = EvolutionHandle::new(memory.clone());
+        let evolution = EvolutionHandle::new(memory.clone(), Arc::clone(&options.engine), options.adapters_dir.clone());
         let uncertainty = UncertaintyHandle::new();
         let generator = GeneratorHandle::new();
         let watcher = WatcherHandle::new();

@@ -199,6 +199,13 @@ impl ContentHash {
         Self(*blake3::hash(bytes).as_bytes())
     }
 
+    /// Hashes what a reader gives, to its end, without holding it.
+    pub fn of_reader(reader: impl std::io::Read) -> std::io::Result<Self> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(reader)?;
+        Ok(Self(*hasher.finalize().as_bytes()))
+    }
+
     /// Wraps a stored hash.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
@@ -285,6 +292,7 @@ mod tests {
     #[test]
     fn a_content_hash_survives_its_text_form() {
         let hash = ContentHash::of(b"a memory");
+        assert_eq!(ContentHash::of_reader(&b"a memory"[..]).unwrap(), hash);
         assert_eq!(hash, hash.to_string().parse().unwrap());
     }
 }

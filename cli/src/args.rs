@@ -491,6 +491,19 @@ pub(crate) enum EvolveCommand {
     Resume,
     /// Propose a training job now; its gates stay the same.
     Run,
+    /// Write an adapter with its card to a file, for another machine with the same base model. It was trained on your text: give it
+    /// to nobody whom you would not give the text.
+    Export {
+        /// Which.
+        adapter: AdapterId,
+        /// The file.
+        file: PathBuf,
+    },
+    /// Read an adapter from a file. It serves nothing before it has passed a shadow here.
+    Import {
+        /// The file.
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]

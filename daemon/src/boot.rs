@@ -229,6 +229,8 @@ fn policy(config: &Config) -> Policy {
         cpu_seconds_a_day: f64::from(settings.cpu_minutes_per_day) * 60.0,
         load_max,
         steps_max: steps_of(settings.job_cpu_minutes_max),
+        // A control network reads what the base reads, so that the schema or outline in a prompt is its signal.
+        control_signal: true,
         // Stopped work goes on when the load has fallen well below what stopped it.
         load_resume: if load_max >= 1.0 { 1.0 } else { load_max * 0.6 },
         ..Policy::default()

@@ -5,7 +5,7 @@ use mneme_base::{Namespace, Provenance, TrustTier};
 use mneme_engine_api::types::CONDITIONS_MAX;
 use mneme_engine_api::{Constraint, EngineError, GenerateRequest, Generation, GenerationMode, Guidance, Segment};
 use mneme_evolution::machine::LogRow;
-use mneme_evolution::registry::{CardState, Entry};
+use mneme_evolution::registry::{CardState, Entry, Source};
 use mneme_ipc::types as wire;
 use mneme_ipc::{ErrorBody, ErrorKind};
 use mneme_memory::domain::RECALL_LIMIT_MAX;
@@ -368,6 +368,7 @@ pub fn adapter_view(entry: &Entry) -> wire::AdapterView {
         pinned: entry.pinned,
         created_at: card.made,
         memories: card.lineage.len() as u64,
+        imported: entry.source != Source::Made,
         scores,
     }
 }

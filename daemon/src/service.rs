@@ -236,6 +236,8 @@ impl Service {
             Call::EvolvePause(_) => self.evolve(Command::Pause, &context).await,
             Call::EvolveResume(_) => self.evolve(Command::Resume, &context).await,
             Call::EvolveRun(_) => self.evolve(Command::RunNow { situation: None }, &context).await,
+            Call::EvolveExport(params) => answer(self.evolve_export(*params, &context).await?),
+            Call::EvolveImport(params) => answer(self.evolve_import(*params, &context).await?),
             Call::WatchAdd(params) => answer(self.watch_add(*params, &context).await?),
             Call::WatchRemove(params) => answer(self.watch_remove(*params, &context).await?),
             Call::WatchList(_) => answer(folders(self.system.watcher.list(context.deadline).await.map_err(told)?)),

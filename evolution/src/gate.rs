@@ -309,6 +309,13 @@ fn forgetting_failure(forgetting: Option<Estimate>, policy: &GatePolicy) -> Opti
     }
 }
 
+/// What an adapter that was not trained here forgets, on guard texts read by the base and by it, and why that is too much.
+pub fn judge_forgetting(guard: &[(f32, f32)], policy: &GatePolicy, seed: u64) -> (Option<Estimate>, Option<String>) {
+    let added: Vec<f64> = guard.iter().map(|(base, adapted)| f64::from(*adapted) - f64::from(*base)).collect();
+    let forgetting = paired(&added, &vec![1.0; added.len()], spent_alpha(policy.alpha, 0), seed ^ 4);
+    (forgetting, forgetting_failure(forgetting, policy))
+}
+
 /// Bisects the scale between the largest that keeps and the smallest that forgets.
 fn decide(gains: bool, is_leaky: bool, keeps: bool, past: &Past, policy: &GatePolicy) -> Decision {
     let may_scale = past.scale_tries < policy.scale_tries_max && !is_leaky;

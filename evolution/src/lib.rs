@@ -20,7 +20,7 @@
 //! ```
 //!
 //! Reading order: [`machine`], [`policy`], [`trigger`], [`context`], [`data`], [`gate`], [`router`], [`registry`],
-//! [`eprocess`], [`stats`], [`random`]; for the evidence: [`ppm`], [`prequential`].
+//! [`portable`], [`eprocess`], [`stats`], [`random`]; for the evidence: [`ppm`], [`prequential`].
 
 pub mod context;
 pub mod data;
@@ -28,6 +28,7 @@ pub mod eprocess;
 pub mod gate;
 pub mod machine;
 pub mod policy;
+pub mod portable;
 pub mod ppm;
 pub mod prequential;
 pub mod random;

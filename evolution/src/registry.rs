@@ -8,11 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::context::ContextId;
 use crate::gate::Verdict;
-
-/// An exported card larger than this is refused before it is parsed (bytes); a lineage of 100,000 memories fits.
-pub const CARD_BYTES_MAX: usize = 8 << 20;
-/// The form of an exported card.
-const CARD_VERSION: u32 = 1;
+use crate::portable::CardError;
 
 /// What is known of an adapter, for ever.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -76,74 +72,37 @@ pub struct Entry {
     pub state: CardState,
     /// Whether the user pinned it: it is neither replaced nor rolled back by itself.
     pub pinned: bool,
+    /// Where it comes from.
+    pub source: Source,
 }
 
-/// A card that could not be read or taken.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CardError {
-    /// It is too large.
-    #[error("card has {bytes} bytes, allowed are {CARD_BYTES_MAX}")]
-    TooLarge {
-        /// Its size.
-        bytes: usize,
-    },
-    /// It is not JSON of a card.
-    #[error("card could not be read")]
-    Malformed(#[source] serde_json::Error),
-    /// It is of another version.
-    #[error("card has version {found}, this build reads {CARD_VERSION}")]
-    Version {
-        /// Its version.
-        found: u32,
-    },
-    /// It was changed after its export.
-    #[error("card hashes to {found}, it says {stated}")]
-    Hash {
-        /// What it hashes to.
-        found: ContentHash,
-        /// What it says.
-        stated: ContentHash,
-    },
-    /// An adapter of that name is known already.
-    #[error("adapter {0} is known already")]
-    Known(AdapterId),
-    /// It learned a memory that the user has forgotten.
-    #[error("adapter {0} learned a forgotten memory")]
-    Forgotten(AdapterId),
-}
-
-/// The portable form of a card: the hash is over the card's JSON text as it stands.
-#[derive(Serialize, Deserialize)]
-struct Exported {
-    version: u32,
-    hash: ContentHash,
-    card: String,
-}
-
-impl SkillCard {
-    /// Writes the card as JSON with a hash over its content.
-    pub fn export(&self) -> String {
-        let card = serde_json::to_string(self).expect("a card has string keys only");
-        let exported = Exported { version: CARD_VERSION, hash: ContentHash::of(card.as_bytes()), card };
-        serde_json::to_string_pretty(&exported).expect("the form has string keys only")
+impl Entry {
+    /// The memories that it learned and that were in the store here: when one of them is gone, the adapter goes too.
+    pub fn own_lineage(&self) -> impl Iterator<Item = MemoryId> {
+        let foreign = match &self.source {
+            Source::Made => None,
+            Source::Imported { foreign } => Some(foreign),
+        };
+        self.card.lineage.iter().copied().filter(move |memory| foreign.is_none_or(|foreign| !foreign.contains(memory)))
     }
 
-    /// Reads what [`Self::export`] wrote, and refuses what was changed since.
-    pub fn import(text: &str) -> Result<Self, CardError> {
-        if text.len() > CARD_BYTES_MAX {
-            return Err(CardError::TooLarge { bytes: text.len() });
-        }
-        let exported: Exported = serde_json::from_str(text).map_err(CardError::Malformed)?;
-        if exported.version != CARD_VERSION {
-            return Err(CardError::Version { found: exported.version });
-        }
-        let found = ContentHash::of(exported.card.as_bytes());
-        if found != exported.hash {
-            return Err(CardError::Hash { found, stated: exported.hash });
-        }
-        serde_json::from_str(&exported.card).map_err(CardError::Malformed)
+    /// Its gain as it was measured here (nats a token); an imported card's is a claim.
+    pub fn measured_gain(&self) -> Option<f64> {
+        self.card.scores.gain.filter(|_| self.source == Source::Made).map(|gain| gain.mean)
     }
+}
+
+/// Where an adapter comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// The loop made it.
+    Made,
+    /// It was imported.
+    Imported {
+        /// The memories it learned that were never in the store here: provenance, and nothing more.
+        foreign: BTreeSet<MemoryId>,
+    },
 }
 
 /// All adapters that were ever accepted.
@@ -155,15 +114,21 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Takes a new card in. A name is taken once; a card that learned a forgotten memory is refused.
-    pub fn insert(&mut self, card: SkillCard, state: CardState) -> Result<(), CardError> {
+    /// Whether a new card may be taken in: a name is taken once, and what learned a forgotten memory does not come back.
+    pub fn admits(&self, card: &SkillCard) -> Result<(), CardError> {
         if self.entries.contains_key(&card.adapter) {
             return Err(CardError::Known(card.adapter));
         }
         if card.lineage.iter().any(|memory| self.forgotten.contains(memory)) {
             return Err(CardError::Forgotten(card.adapter));
         }
-        self.entries.insert(card.adapter, Entry { card, state, pinned: false });
+        Ok(())
+    }
+
+    /// Takes a new card in, if [`Self::admits`] it.
+    pub fn insert(&mut self, card: SkillCard, state: CardState, source: Source) -> Result<(), CardError> {
+        self.admits(&card)?;
+        self.entries.insert(card.adapter, Entry { card, state, pinned: false, source });
         Ok(())
     }
 
@@ -264,7 +229,7 @@ pub(crate) mod tests {
         AdapterId::from_bytes([number; 16])
     }
 
-    fn card(number: u8, parent: Option<u8>, lineage: &[u64]) -> SkillCard {
+    pub(crate) fn card(number: u8, parent: Option<u8>, lineage: &[u64]) -> SkillCard {
         let past = Past { scale: 1.0, ..Past::default() };
         SkillCard {
             adapter: adapter(number),
@@ -287,31 +252,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_exported_card_comes_back_as_it_was() {
-        let card = card(1, Some(2), &[1, 2, 3]);
-        assert_eq!(SkillCard::import(&card.export()).unwrap(), card);
-    }
-
-    #[test]
-    fn a_changed_card_is_refused() {
-        let text = card(1, None, &[1]).export();
-        let changed = text.replace("\\\"scale\\\":0.75", "\\\"scale\\\":0.95");
-        assert_ne!(text, changed);
-        assert!(matches!(SkillCard::import(&changed), Err(CardError::Hash { .. })));
-        assert!(matches!(SkillCard::import("{}"), Err(CardError::Malformed(_))));
-        let later = text.replace("\"version\": 1", "\"version\": 9");
-        assert!(matches!(SkillCard::import(&later), Err(CardError::Version { found: 9 })));
-        assert!(matches!(SkillCard::import(&" ".repeat(CARD_BYTES_MAX + 1)), Err(CardError::TooLarge { .. })));
-    }
-
-    #[test]
     fn forgetting_a_memory_retires_its_adapters_and_their_children() {
         let mut registry = Registry::default();
         // 9 is the grandparent of 1, whose name sorts first.
-        registry.insert(card(9, None, &[7]), CardState::Superseded).unwrap();
-        registry.insert(card(5, Some(9), &[8]), CardState::Active).unwrap();
-        registry.insert(card(1, Some(5), &[10]), CardState::Shadow).unwrap();
-        registry.insert(card(3, None, &[11]), CardState::Active).unwrap();
+        registry.insert(card(9, None, &[7]), CardState::Superseded, Source::Made).unwrap();
+        registry.insert(card(5, Some(9), &[8]), CardState::Active, Source::Made).unwrap();
+        registry.insert(card(1, Some(5), &[10]), CardState::Shadow, Source::Made).unwrap();
+        registry.insert(card(3, None, &[11]), CardState::Active, Source::Made).unwrap();
         let retired = registry.forget(&BTreeSet::from([memory(7)]));
         assert_eq!(retired, [adapter(1), adapter(5), adapter(9)]);
         assert_eq!(registry.get(adapter(3)).unwrap().state, CardState::Active);
@@ -323,16 +270,22 @@ pub(crate) mod tests {
     fn a_card_made_from_a_forgotten_memory_cannot_come_back() {
         let mut registry = Registry::default();
         registry.forget(&BTreeSet::from([memory(7)]));
-        assert!(matches!(registry.insert(card(1, None, &[7]), CardState::Shadow), Err(CardError::Forgotten(_))));
-        registry.insert(card(2, None, &[8]), CardState::Shadow).unwrap();
-        assert!(matches!(registry.insert(card(2, None, &[8]), CardState::Shadow), Err(CardError::Known(_))));
+        assert!(matches!(
+            registry.insert(card(1, None, &[7]), CardState::Shadow, Source::Made),
+            Err(CardError::Forgotten(_))
+        ));
+        registry.insert(card(2, None, &[8]), CardState::Shadow, Source::Made).unwrap();
+        assert!(matches!(
+            registry.insert(card(2, None, &[8]), CardState::Shadow, Source::Made),
+            Err(CardError::Known(_))
+        ));
     }
 
     #[test]
     fn only_near_adapters_of_this_base_are_offered() {
         let mut registry = Registry::default();
-        registry.insert(card(1, None, &[1]), CardState::Active).unwrap();
-        registry.insert(card(2, None, &[1]), CardState::RolledBack).unwrap();
+        registry.insert(card(1, None, &[1]), CardState::Active, Source::Made).unwrap();
+        registry.insert(card(2, None, &[1]), CardState::RolledBack, Source::Made).unwrap();
         let near = Embedding::normalized(vec![1.0, 0.3, 0.0]).unwrap();
         let far = Embedding::normalized(vec![0.0, 1.0, 0.0]).unwrap();
         let base = ContentHash::of(b"base");

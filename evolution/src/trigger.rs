@@ -14,6 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mneme_base::Embedding;
+use mneme_engine_api::ScoreOutcome;
 use serde::{Deserialize, Serialize};
 
 use crate::context::{ContextId, Contexts};
@@ -94,7 +95,7 @@ pub struct Suspicion {
     pub events: u64,
     /// Mean p-value of them; 0.5 when all is well.
     pub p_mean: f64,
-    /// The share of them that looked structural, 0 to 1.
+    /// The share of the answers among them that looked structural, 0 to 1.
     pub structural: f64,
     /// The reasons in words.
     pub reasons: Vec<String>,
@@ -117,13 +118,23 @@ struct Evidence {
     process: EProcess,
     events: u64,
     p_sum: f64,
+    /// Answers among the events; the others are texts and the user's words.
+    #[serde(default)]
+    answers: u64,
     structural: u64,
     feedback_against: u64,
 }
 
 impl Evidence {
     fn new() -> Self {
-        Self { process: EProcess::new(EXPONENTS.len()), events: 0, p_sum: 0.0, structural: 0, feedback_against: 0 }
+        Self {
+            process: EProcess::new(EXPONENTS.len()),
+            events: 0,
+            p_sum: 0.0,
+            answers: 0,
+            structural: 0,
+            feedback_against: 0,
+        }
     }
 
     fn bet(&mut self, p: f64) {
@@ -243,6 +254,7 @@ impl Trigger {
         let p_ambiguity = self.ambiguity.observe(f64::from(ambiguity));
         let evidence = self.evidence_of(context);
         evidence.bet(p_surprise);
+        evidence.answers += 1;
         evidence.structural += u64::from(structural);
         match self.alarm(context) {
             Some(suspicion) => Advice::Evolve(suspicion),
@@ -272,7 +284,6 @@ impl Trigger {
         let round = self.rounds.get(&context).copied().unwrap_or(1) as f64;
         let threshold = round * (round + 1.0) / self.alpha;
         let wealth = evidence.process.wealth();
-        let share = |count: u64| count as f64 / evidence.events.max(1) as f64;
         let p_mean = evidence.p_sum / evidence.events.max(1) as f64;
         let mut reasons = vec![format!(
             "{} events here have p-values of {p_mean:.3} on average where 0.5 is expected; evidence {wealth:.1} of {threshold:.0}",
@@ -281,7 +292,7 @@ impl Trigger {
         if evidence.feedback_against > 0 {
             reasons.push(format!("the user rejected or corrected {} answers here", evidence.feedback_against));
         }
-        let structural = share(evidence.structural);
+        let structural = evidence.structural as f64 / evidence.answers.max(1) as f64;
         let suspicion = Suspicion { context, wealth, threshold, events: evidence.events, p_mean, structural, reasons };
         Some((wealth >= threshold, suspicion))
     }
@@ -339,9 +350,22 @@ pub fn split_conformal_rank(n: usize, rate: f64, confidence: f64) -> Option<usiz
     (1..=n).take_while(|j| holds(*j)).last()
 }
 
+/// The first tokens of a text are surprising to everybody.
+const READING_SKIPPED_TOKENS: usize = 4;
+/// A mean over fewer tokens says little.
+const READING_TOKENS_MIN: usize = 12;
+
+/// The surprise at a text that was scored token by token: the mean residual, 1 less the probability that each token was given.
+/// `None` when the text is too short.
+pub fn reading_surprise(outcome: &ScoreOutcome) -> Option<f32> {
+    let tokens = outcome.detail.get(READING_SKIPPED_TOKENS..).filter(|tokens| tokens.len() >= READING_TOKENS_MIN)?;
+    Some(tokens.iter().map(|token| 1.0 - token.log_likelihood.exp()).sum::<f32>() / tokens.len() as f32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mneme_engine_api::ScoredToken;
 
     fn at(index: usize, of: usize) -> Embedding {
         let mut components = vec![0.0; of];
@@ -376,6 +400,36 @@ mod tests {
             assert_eq!(split_conformal_rank(n, 0.05, 0.95), Some(rank), "n = {n}");
         }
         assert_eq!(split_conformal_rank(58, 0.05, 0.95), None);
+    }
+
+    #[test]
+    fn p_values_are_uniform_and_ties_do_not_matter() {
+        let mut random = Random::new(3);
+        let mut rank = ConformalRank::new(4);
+        let mut p: Vec<f64> = (0..4_000).map(|_| rank.observe((random.normal() * 2.0).round().exp())).collect();
+        p.sort_by(f64::total_cmp);
+        // Kolmogorov-Smirnov; the 99.9% point is 1.95 / sqrt(n).
+        let distance = p.iter().zip(0..).map(|(p, i)| (p - f64::from(i) / 4_000.0).abs()).fold(0.0, f64::max);
+        assert!(distance < 1.95 / 4_000_f64.sqrt(), "{distance}");
+    }
+
+    #[test]
+    fn a_text_is_read_without_its_start_and_one_too_short_not_at_all() {
+        let token = |log_likelihood: f32| ScoredToken {
+            id: 0,
+            bytes: 1,
+            log_likelihood,
+            entropy: 0.0,
+            agreement: 1.0,
+            top: 1.0,
+        };
+        let text = |tokens: usize| {
+            let detail = (0..tokens).map(|place| token(if place < 4 { -50.0 } else { 0.25_f32.ln() })).collect();
+            ScoreOutcome { log_likelihood: 0.0, tokens: tokens as u32, detail }
+        };
+        assert!((reading_surprise(&text(20)).unwrap() - 0.75).abs() < 1e-6);
+        assert_eq!(reading_surprise(&text(15)), None);
+        assert_eq!(reading_surprise(&text(0)), None);
     }
 
     #[test]

@@ -104,6 +104,8 @@ methods! {
     EvolvePause "evolve.pause" (types::EvolvePauseParams) -> types::EvolveCommandResult, "Stops the loop from training.";
     EvolveResume "evolve.resume" (types::EvolveResumeParams) -> types::EvolveCommandResult, "Lets the loop train again.";
     EvolveRun "evolve.run" (types::EvolveRunParams) -> types::EvolveCommandResult, "Proposes a training job now; its gates stay.";
+    EvolveExport "evolve.export" (types::EvolveExportParams) -> types::EvolveExportResult, "Returns a part of an adapter as a skill that another machine can import.";
+    EvolveImport "evolve.import" (types::EvolveImportParams) -> types::EvolveImportResult, "Takes a skill in; it serves nothing before it has passed a shadow here.";
     WatchAdd "watch.add" (types::WatchAddParams) -> types::WatchView, "Keeps a folder's text files in memory as they change.";
     WatchRemove "watch.remove" (types::WatchRemoveParams) -> types::WatchListResult, "Stops watching a folder.";
     WatchList "watch.list" (types::WatchListParams) -> types::WatchListResult, "Lists watched folders.";

@@ -28,6 +28,7 @@ pub(super) async fn run_job(
     match train(arguments, job, cancel, myself).await {
         Ok(outcome) => Event::Trained(Box::new(outcome)),
         Err(EngineError::Cancelled) => Event::Preempted { adapter },
+        Err(error @ EngineError::Unsupported { .. }) => Event::CannotTrain { adapter, reason: error.to_string() },
         Err(error) => failed(error.to_string()),
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use mneme_base::{MemoryId, Timestamp};
 use mneme_engine_api::{AdapterUse, CancelToken, ScoreItem, ScoreOutcome};
 use mneme_evolution::machine::Event;
+use mneme_evolution::trigger::reading_surprise;
 
 use super::{Arguments, base_text};
 use crate::call::{ActorError, deadline_in};
@@ -16,10 +17,6 @@ use crate::call::{ActorError, deadline_in};
 const TEXTS_A_MINUTE: u32 = 12;
 /// How long reading may take.
 const READ_TIMEOUT: Duration = Duration::from_mins(1);
-/// The first tokens of a text are surprising to everybody.
-const SKIPPED_TOKENS: usize = 4;
-/// A mean over fewer tokens says little.
-const TOKENS_MIN: usize = 12;
 
 /// Admits so many texts a minute.
 #[derive(Debug, Clone, Copy, Default)]
@@ -43,7 +40,7 @@ impl Pace {
 /// The base's surprise at text that it needs no adaptation for.
 pub(super) async fn calibrate(arguments: &Arguments) -> Result<Event, ActorError> {
     let items = base_text::all().map(|text| ScoreItem { detail: true, ..ScoreItem::new("", text.text) }).collect();
-    let reading = score(arguments, items).await?.iter().filter_map(surprise).collect();
+    let reading = score(arguments, items).await?.iter().filter_map(reading_surprise).collect();
     Ok(Event::Calibrated { surprise: Vec::new(), ambiguity: Vec::new(), reading })
 }
 
@@ -55,19 +52,13 @@ pub(super) async fn read(
 ) -> Result<Option<f32>, ActorError> {
     let Some(memory) = arguments.memory.get(memory, deadline_in(READ_TIMEOUT)).await? else { return Ok(None) };
     let item = ScoreItem { adapter: serving, detail: true, ..ScoreItem::new("", memory.text) };
-    Ok(score(arguments, vec![item]).await?.first().and_then(surprise))
+    Ok(score(arguments, vec![item]).await?.first().and_then(reading_surprise))
 }
 
 async fn score(arguments: &Arguments, items: Vec<ScoreItem>) -> Result<Vec<ScoreOutcome>, ActorError> {
     let engine = Arc::clone(&arguments.engine);
     let work = move || engine.score(&items, &CancelToken::with_deadline(READ_TIMEOUT));
     Ok(tokio::task::spawn_blocking(work).await.map_err(|_| ActorError::Stopped { actor: "evolution" })??)
-}
-
-/// Mean residual of the tokens: 1 less the probability that each was given.
-fn surprise(outcome: &ScoreOutcome) -> Option<f32> {
-    let tokens = outcome.detail.get(SKIPPED_TOKENS..).filter(|tokens| tokens.len() >= TOKENS_MIN)?;
-    Some(tokens.iter().map(|token| 1.0 - token.log_likelihood.exp()).sum::<f32>() / tokens.len() as f32)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! evolve status, log, show, diff, rollback, pin, pause, resume, run.
+//! evolve status, log, show, diff, rollback, pin, pause, resume, run; export and import are in [`skill`](super::skill).
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use mneme_ipc::Method;
 use mneme_ipc::methods;
 use mneme_ipc::types as wire;
 
-use super::Session;
+use super::{Session, skill};
 use crate::args::EvolveCommand;
 use crate::error::CommandError;
 use crate::output::{bold, dim, good, line, safe, warn};
@@ -52,6 +52,8 @@ pub(super) fn run(session: &Session, command: EvolveCommand) -> Result<(), Comma
         EvolveCommand::Pause => command_call::<methods::EvolvePause>(session, wire::EvolvePauseParams {}),
         EvolveCommand::Resume => command_call::<methods::EvolveResume>(session, wire::EvolveResumeParams {}),
         EvolveCommand::Run => command_call::<methods::EvolveRun>(session, wire::EvolveRunParams {}),
+        EvolveCommand::Export { adapter, file } => skill::export(session, adapter, &file),
+        EvolveCommand::Import { file } => skill::import(session, &file),
     }
 }
 
@@ -82,8 +84,9 @@ fn show_status(status: &wire::EvolveStatusResult) {
 fn show_adapter(adapter: &wire::AdapterView) {
     let state = if adapter.state == "active" { good(&adapter.state) } else { adapter.state.clone() };
     let pinned = if adapter.pinned { " pinned" } else { "" };
+    let imported = if adapter.imported { " imported" } else { "" };
     line(format!(
-        "adapter    {}  {}  {state}{pinned}  {} memories  {}",
+        "adapter    {}  {}  {state}{pinned}{imported}  {} memories  {}",
         adapter.id, adapter.level, adapter.memories, adapter.created_at
     ));
 }

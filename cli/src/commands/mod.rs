@@ -9,6 +9,7 @@ mod install;
 mod mcp;
 mod memory;
 mod service;
+mod skill;
 mod status;
 mod task;
 mod top;

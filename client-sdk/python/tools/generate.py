@@ -74,6 +74,8 @@ RESULTS = {
     "evolve.show": "EvolveAdapter",
     "evolve.diff": "EvolveDiff",
     "evolve.rollback": "EvolveCommandResult",
+    "evolve.export": "SkillPart",
+    "evolve.import": "SkillReceipt",
     "watch.remove": "WatchList",
     "admin.status": "Status",
     "admin.backup": "UpkeepResult",

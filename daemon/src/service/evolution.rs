@@ -1,5 +1,8 @@
 //! The evolution loop as clients see and steer it.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use mneme_actors::SkillUpload;
 use mneme_evolution::machine::Command;
 use mneme_ipc::ErrorBody;
 use mneme_ipc::types as wire;
@@ -7,7 +10,49 @@ use mneme_ipc::types as wire;
 use super::{Answer, Context, DECISIONS_MAX, Service, answer, no_adapter, told};
 use crate::convert::{self, invalid};
 
+/// Bytes of a skill in one answer, at most.
+const SKILL_PART_BYTES: usize = 1 << 20;
+
 impl Service {
+    pub(super) async fn evolve_export(
+        &self,
+        params: wire::EvolveExportParams,
+        context: &Context,
+    ) -> Result<wire::EvolveExportResult, ErrorBody> {
+        // A client that takes the limit of requests for the limit of answers is not surprised.
+        let frame = self.config().server.frame_bytes_max.bytes() as usize;
+        let bytes_max = SKILL_PART_BYTES.min(frame / 2);
+        let wire::EvolveExportParams { adapter, offset } = params;
+        let part = self.system.evolution.export_skill(adapter, offset, bytes_max, context.deadline).await;
+        let part = part.map_err(|error| match error {
+            mneme_actors::ActorError::NotFound { .. } => no_adapter(adapter),
+            other => told(other),
+        })?;
+        let end = offset + part.data.len() as u64;
+        let next = (end < part.total).then_some(end);
+        Ok(wire::EvolveExportResult { data: BASE64.encode(&part.data), total: part.total, next })
+    }
+
+    pub(super) async fn evolve_import(
+        &self,
+        params: wire::EvolveImportParams,
+        context: &Context,
+    ) -> Result<wire::EvolveImportResult, ErrorBody> {
+        let wire::EvolveImportParams { hash, total, offset, data } = params;
+        let hash = hash.parse().map_err(|_| invalid("hash is not 64 hexadecimal digits"))?;
+        let data = BASE64.decode(data).map_err(|error| invalid(format!("data is not base64: {error}")))?;
+        let upload = SkillUpload { hash, total, offset, data };
+        let receipt = self.system.evolution.import_skill(upload, context.deadline).await.map_err(told)?;
+        let mut result =
+            wire::EvolveImportResult { received: receipt.received, adapter: None, state: None, message: None };
+        if let Some((adapter, stage, message)) = receipt.taken {
+            result.adapter = Some(adapter);
+            result.state = Some(stage.to_string().to_lowercase());
+            result.message = Some(message);
+        }
+        Ok(result)
+    }
+
     pub(super) async fn evolve(&self, command: Command, context: &Context) -> Answer {
         let (stage, message) = self.system.evolution.command(command, context.deadline).await.map_err(told)?;
         answer(wire::EvolveCommandResult { state: stage.to_string().to_lowercase(), message })

@@ -1,5 +1,7 @@
 //! What the machine is told, and what it asks for.
 
+use std::collections::BTreeSet;
+
 use mneme_base::{AdapterId, ContentHash, Embedding, MemoryId, Timestamp};
 use mneme_engine_api::{AdapterLevel, TrainOutcome};
 use serde::{Deserialize, Serialize};
@@ -81,6 +83,13 @@ pub enum Event {
         /// CPU seconds it had spent.
         cpu_seconds: f64,
     },
+    /// The engine cannot train the job's level after all: another level is chosen.
+    CannotTrain {
+        /// The adapter it was to make.
+        adapter: AdapterId,
+        /// Why, in words.
+        reason: String,
+    },
     /// The trainer stopped by itself (load, signal) with a checkpoint; it can go on.
     Preempted {
         /// The adapter it worked on.
@@ -142,10 +151,15 @@ pub enum Command {
         /// The situation.
         situation: Option<Embedding>,
     },
-    /// Take a card in, by [`SkillCard::import`]. Its file must be there and hash to the card's `file_hash`.
+    /// Take a card in, by [`SkillCard::import`]. Its file must be there, hash to the card's `file_hash` and be readable by the
+    /// engine. It serves nothing before it has passed a shadow here.
     Import {
         /// The card.
         card: Box<SkillCard>,
+        /// The memories it learned that are not in the store here.
+        foreign: BTreeSet<MemoryId>,
+        /// Loss on guard texts of the base and of the adapter (nats a token), paired: what it forgets.
+        guard: Vec<(f32, f32)>,
     },
 }
 

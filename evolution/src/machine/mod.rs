@@ -39,7 +39,7 @@ pub use state::{ContextRecord, Job, JobPhase, Pointer, Proposal, State, Trial};
 use crate::context::ContextId;
 use crate::data::TextRecord;
 use crate::policy::Policy;
-use crate::registry::{CardState, SkillCard};
+use crate::registry::{CardState, Entry, SkillCard};
 use crate::trigger::Suspicion;
 
 /// Rows that do not make a history.
@@ -197,6 +197,7 @@ impl Evolution {
             Event::TrainingFailed { adapter, reason, cpu_seconds } => {
                 self.on_failed(adapter, &reason, cpu_seconds, now, &mut out);
             }
+            Event::CannotTrain { adapter, reason } => self.on_cannot_train(adapter, &reason, now, &mut out),
             Event::Preempted { adapter } => self.on_preempted(adapter, now, &mut out),
             Event::Scored { context, tokens, base_loss, adapted } => {
                 self.on_scored(context, tokens, base_loss, &adapted);
@@ -331,12 +332,12 @@ impl Evolution {
             || self.state.registry.get(adapter).is_some_and(|entry| entry.state != CardState::Retired)
     }
 
-    /// Every memory that an adapter learned, that is judged on, or that may still be trained on. The store and this log are not written at once,
+    /// Every memory of the store here that an adapter learned, that is judged on, or that may still be trained on. The store and this log are not written at once,
     /// and a feed of changes may have gaps: at a start, and after a gap, whatever of these the store no longer has goes into
     /// [`Event::Forgotten`].
     pub fn memories_in_use(&self) -> BTreeSet<MemoryId> {
         let cards = self.state.registry.iter().filter(|entry| entry.state != CardState::Retired);
-        let mut memories: BTreeSet<MemoryId> = cards.flat_map(|entry| entry.card.lineage.iter().copied()).collect();
+        let mut memories: BTreeSet<MemoryId> = cards.flat_map(Entry::own_lineage).collect();
         memories.extend(self.state.job.iter().flat_map(|job| job.spec.memories().copied()));
         memories.extend(self.soft.texts.iter().map(|text| text.memory));
         memories.extend(self.state.uses.keys().copied());

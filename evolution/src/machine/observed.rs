@@ -13,8 +13,8 @@ use crate::random::mix;
 use crate::registry::CardState;
 use crate::trigger::{Advice, Suspicion};
 
-/// The share of structural events above which a context's failure counts as one of structure.
-const STRUCTURAL_SHARE: f64 = 0.5;
+/// The share of structural answers above which a context's failure counts as one of structure.
+pub(super) const STRUCTURAL_SHARE: f64 = 0.5;
 
 impl Evolution {
     pub(super) fn on_engine(
@@ -145,6 +145,24 @@ impl Evolution {
         if gives_up {
             out.push(Action::RetireAdapter { adapter });
         }
+    }
+
+    /// Chooses among the other levels from here on, until an engine is reported anew.
+    pub(super) fn on_cannot_train(&mut self, adapter: AdapterId, reason: &str, now: Timestamp, out: &mut Vec<Action>) {
+        let Some(job) =
+            self.state.job.as_ref().filter(|job| job.spec.adapter == adapter && job.phase == JobPhase::Training)
+        else {
+            out.push(Action::Notify(Notice::Ignored {
+                reason: format!("no job of adapter {adapter} is to be trained"),
+            }));
+            return;
+        };
+        let (context, level) = (job.spec.context, job.spec.level);
+        self.around.trains.retain(|trained| *trained != level);
+        let reason = format!("the engine cannot train {level:?}, another level is chosen: {reason}");
+        let draft = Draft::new(Stage::Train, Stage::Suspect, reason, Change::Returned).about(adapter, context);
+        self.record(draft, now, out);
+        out.push(Action::RetireAdapter { adapter });
     }
 
     pub(super) fn on_preempted(&mut self, adapter: AdapterId, now: Timestamp, out: &mut Vec<Action>) {

@@ -1,12 +1,15 @@
 //! What each order of the user changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use mneme_base::{AdapterId, Embedding, Timestamp};
+use mneme_base::{AdapterId, Embedding, MemoryId, Timestamp};
 
+use super::observed::STRUCTURAL_SHARE;
 use super::row::{Cause, Change, Stage};
 use super::{Action, Command, Draft, Evolution, Notice};
 use crate::context::ContextId;
+use crate::gate;
+use crate::portable::CardError;
 use crate::registry::{CardState, SkillCard};
 
 impl Evolution {
@@ -50,7 +53,7 @@ impl Evolution {
                 }
             }
             Command::RunNow { situation } => self.on_run_now(situation.as_ref(), now, out),
-            Command::Import { card } => self.on_import(card, now, out),
+            Command::Import { card, foreign, guard } => self.on_import(card, foreign, &guard, now, out),
         }
     }
 
@@ -82,20 +85,60 @@ impl Evolution {
         }
         let tokens = self.soft.texts.tokens(context) as f64;
         let rounds = self.soft.trigger.rounds_begun();
-        let change = Change::Suspected { cause: Cause::Asked, centroid, structural: false, rounds };
+        let structural = self
+            .soft
+            .trigger
+            .should_evolve(context)
+            .is_some_and(|(_, suspicion)| suspicion.structural > STRUCTURAL_SHARE);
+        let change = Change::Suspected { cause: Cause::Asked, centroid, structural, rounds };
         let draft = Draft::new(Stage::Serve, Stage::Suspect, "the user asked for training", change);
         self.record(draft.about(None, context).number("tokens", tokens), now, out);
     }
 
-    fn on_import(&mut self, card: Box<SkillCard>, now: Timestamp, out: &mut Vec<Action>) {
+    /// Whether a card from elsewhere may be taken in: it must be of the base here, new, and made from nothing forgotten.
+    pub fn admits(&self, card: &SkillCard) -> Result<(), CardError> {
+        if self.keeps(card.adapter) {
+            return Err(CardError::Known(card.adapter));
+        }
+        self.state.registry.admits(card)?;
+        let ours = self.state.base.ok_or(CardError::NoBase)?;
+        if card.base_hash != ours {
+            return Err(CardError::Base { adapter: card.adapter, theirs: card.base_hash, ours });
+        }
+        Ok(())
+    }
+
+    /// What was judged elsewhere is judged anew here: what can be measured at once is what it forgets, its gain is left to the
+    /// shadow.
+    fn on_import(
+        &mut self,
+        card: Box<SkillCard>,
+        foreign: BTreeSet<MemoryId>,
+        guard: &[(f32, f32)],
+        now: Timestamp,
+        out: &mut Vec<Action>,
+    ) {
         let adapter = card.adapter;
-        if let Err(error) = self.state.registry.clone().insert((*card).clone(), CardState::Superseded) {
+        if let Err(error) = self.admits(&card) {
             return refuse(out, error.to_string());
         }
+        let (forgetting, failure) = gate::judge_forgetting(guard, &self.policy.gate, card.seed);
+        if let Some(failure) = failure {
+            return refuse(out, format!("adapter {adapter} is not taken in: {failure}"));
+        }
         let stage = self.state.stage();
-        let draft =
-            Draft::new(stage, stage, "a card was imported; it is tried where it may help", Change::Imported { card });
-        self.record(draft.about(adapter, None), now, out);
+        let reason = format!(
+            "an adapter was imported, made of {} memories of which {} were never here; it is tried where it may help",
+            card.lineage.len(),
+            foreign.len()
+        );
+        let draft = Draft::new(stage, stage, reason, Change::Imported { card, foreign }).about(adapter, None);
+        let bits = |nats: f64| nats / gate::NATS_PER_BIT;
+        let draft = match forgetting {
+            Some(e) => draft.number("forgetting_bits", bits(e.mean)).number("forgetting_bits_upper", bits(e.upper)),
+            None => draft,
+        };
+        self.record(draft, now, out);
     }
 }
 

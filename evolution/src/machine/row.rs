@@ -1,6 +1,6 @@
 //! Rows of the log: every decision in words and numbers, with the change of state that it makes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use mneme_base::{AdapterId, ContentHash, Embedding, MemoryId, Timestamp};
@@ -157,6 +157,8 @@ pub enum Change {
     Suspended,
     /// The job failed and may be tried again.
     Failed,
+    /// The engine cannot train the job's level: the context waits for a job of another.
+    Returned,
     /// The job is given up.
     Abandoned {
         /// The context's tokens at that time: it waits for fresh ones.
@@ -214,6 +216,9 @@ pub enum Change {
     Imported {
         /// The card.
         card: Box<SkillCard>,
+        /// The memories it learned that were never in the store here.
+        #[serde(default)]
+        foreign: BTreeSet<MemoryId>,
     },
 }
 

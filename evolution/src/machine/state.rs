@@ -10,7 +10,7 @@ use super::RestoreError;
 use super::row::{Cause, Change, JobSpec, LogRow, Origin, Stage};
 use crate::context::ContextId;
 use crate::gate::{Decision, Verdict};
-use crate::registry::{CardState, Registry};
+use crate::registry::{CardState, Entry, Registry, Source};
 use crate::router::LevelBandit;
 
 /// A context that waits for adaptation.
@@ -165,6 +165,7 @@ impl State {
                 job.running = false;
                 job.failures += 1;
             }),
+            Change::Returned => self.requeue_job(),
             Change::Abandoned { tokens } => {
                 self.job = None;
                 self.remember_rejection(row.context, *tokens);
@@ -181,7 +182,7 @@ impl State {
                 let level = card.level;
                 self.count_uses();
                 self.levels.observe(level, true, card.scores.gain.map_or(0.0, |gain| gain.mean), card.cpu_seconds);
-                let taken = self.registry.insert((**card).clone(), CardState::Shadow).is_ok();
+                let taken = self.registry.insert((**card).clone(), CardState::Shadow, Source::Made).is_ok();
                 self.job = None;
                 if taken {
                     self.begin_trial(row, Origin::Trained);
@@ -207,9 +208,10 @@ impl State {
                     self.registry.set_pinned(adapter, *pinned);
                 }
             }
-            Change::Imported { card } => {
+            Change::Imported { card, foreign } => {
                 // A known name or a forgotten memory was refused before the row was written.
-                _ = self.registry.insert((**card).clone(), CardState::Superseded);
+                let source = Source::Imported { foreign: foreign.clone() };
+                _ = self.registry.insert((**card).clone(), CardState::Superseded, source);
             }
         }
         self.spend(row);
@@ -469,8 +471,8 @@ impl State {
     /// The gain of what serves a context over the base (nats a token), when it was measured there.
     pub fn best_gain(&self, context: ContextId) -> f64 {
         let active = self.pointers.get(&context).and_then(|pointer| pointer.active);
-        let card = active.and_then(|adapter| self.registry.get(adapter)).map(|entry| &entry.card);
-        card.filter(|card| card.context == context).and_then(|card| card.scores.gain).map_or(0.0, |gain| gain.mean)
+        let entry = active.and_then(|adapter| self.registry.get(adapter));
+        entry.filter(|entry| entry.card.context == context).and_then(Entry::measured_gain).unwrap_or(0.0)
     }
 
     /// The station that the loop as a whole is at.

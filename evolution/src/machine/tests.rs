@@ -4,6 +4,7 @@ use super::*;
 use crate::data::tests::memory;
 use crate::data::{Authorship, DataPolicy, Signature};
 use crate::gate::tests::{Arms, GOOD, outcome};
+use crate::portable::CardError;
 use crate::random::{Random, mix};
 use crate::trigger::Feedback;
 use mneme_engine_api::TrainOutcome;
@@ -166,6 +167,12 @@ impl World {
             let adapted = adapters.into_iter().map(|adapter| (adapter, (3.0 - gain + noise) as f32)).collect();
             self.send(Event::Scored { context, tokens: 80, base_loss: 3.0, adapted });
         }
+    }
+
+    /// Imports a card whose adapter forgets nothing.
+    fn import(&mut self, card: &SkillCard, foreign: &[MemoryId]) {
+        let (card, foreign) = (Box::new(card.clone()), foreign.iter().copied().collect());
+        self.send(Event::Command(Command::Import { card, foreign, guard: vec![(3.0, 3.0); 8] }));
     }
 
     /// Text, an order to train, a good outcome, a good shadow: the adapter serves.
@@ -525,8 +532,8 @@ fn a_stored_adapter_is_tried_before_anything_is_trained() {
     let mut card = world.evolution.state().registry.iter().next().unwrap().card.clone();
     card.adapter = AdapterId::from_bytes([7; 16]);
     card.centroid = between.clone();
-    world.send(Event::Command(Command::Import { card: Box::new(card.clone()) }));
-    world.send(Event::Command(Command::Import { card: Box::new(card.clone()) }));
+    world.import(&card, &[]);
+    world.import(&card, &[]);
     assert!(world.refused());
     world.send(Event::Generated { situation: between.clone(), ambiguity: 1.0, surprise: 1.0, structural: false });
     world.send(Event::Command(Command::RunNow { situation: Some(between.clone()) }));
@@ -540,6 +547,109 @@ fn a_stored_adapter_is_tried_before_anything_is_trained() {
     }
     assert_eq!(world.evolution.route(&between).unwrap().adapter, card.adapter);
     assert!(world.evolution.state().queue.is_empty(), "nothing is trained for it any more");
+}
+
+#[test]
+fn an_imported_adapter_serves_nothing_and_sets_no_bar_before_it_has_proved_itself_here() {
+    let mut world = World::new(21);
+    let own = world.commit(0);
+    let mut card = world.evolution.state().registry.get(own).unwrap().card.clone();
+    card.adapter = AdapterId::from_bytes([7; 16]);
+    card.scores.gain.as_mut().unwrap().mean = 99.0;
+    world.import(&card, &[]);
+    assert!(!world.refused());
+    assert_eq!(world.evolution.route(&situation(0)).unwrap().adapter, own);
+    assert_eq!(world.evolution.state().registry.get(card.adapter).unwrap().state, CardState::Superseded);
+    // It is tried, proves itself and serves; what it claimed to gain elsewhere is still no measure.
+    world.send(Event::Command(Command::RunNow { situation: Some(situation(0)) }));
+    let context = world.context(0).unwrap();
+    for _ in 0..60 {
+        let adapted = vec![(own, 2.9), (card.adapter, 2.6)];
+        world.send(Event::Scored { context, tokens: 50, base_loss: 3.0, adapted });
+    }
+    assert_eq!(world.evolution.route(&situation(0)).unwrap().adapter, card.adapter);
+    assert!(world.evolution.state().best_gain(context) < 1.0);
+    assert!(world.evolution.state().problems().is_empty());
+}
+
+#[test]
+fn an_import_of_another_base_or_one_that_forgets_is_refused() {
+    let mut world = World::new(22);
+    let own = world.commit(0);
+    let mut card = world.evolution.state().registry.get(own).unwrap().card.clone();
+    card.adapter = AdapterId::from_bytes([7; 16]);
+    let rows = world.rows.len();
+    let mut refused = |card: &SkillCard, guard: &[(f32, f32)], why: &str| {
+        let order = Command::Import { card: Box::new(card.clone()), foreign: BTreeSet::new(), guard: guard.to_vec() };
+        let actions = world.evolution.handle(Event::Command(order), world.now);
+        let told = actions
+            .iter()
+            .any(|action| matches!(action, Action::Notify(Notice::Refused { reason }) if reason.contains(why)));
+        assert!(told, "{why}: {actions:?}");
+    };
+    let other = SkillCard { base_hash: ContentHash::of(b"another base"), ..card.clone() };
+    refused(&other, &[(3.0, 3.0); 8], "bound to base");
+    refused(&card, &[(3.0, 3.3); 8], "forgets");
+    refused(&card, &[(3.0, 3.0); 3], "too few");
+    refused(&card, &[], "missing");
+    refused(&card, &[(3.0, f32::NAN); 8], "missing");
+    assert_eq!(world.rows.len(), rows);
+    assert!(matches!(Evolution::new(policy()).admits(&card), Err(CardError::NoBase)));
+}
+
+#[test]
+fn memories_that_were_never_here_are_provenance_and_those_that_were_can_be_forgotten() {
+    let mut world = World::new(24);
+    let own = world.commit(0);
+    let mut card = world.evolution.state().registry.get(own).unwrap().card.clone();
+    card.adapter = AdapterId::from_bytes([7; 16]);
+    card.parent = None;
+    card.lineage = vec![memory(70_001), memory(70_002)];
+    world.import(&card, &[memory(70_001)]);
+    let in_use = world.evolution.memories_in_use();
+    assert!(in_use.contains(&memory(70_002)) && !in_use.contains(&memory(70_001)));
+    world.send(Event::Forgotten(vec![memory(70_002)]));
+    assert_eq!(world.evolution.state().registry.get(card.adapter).unwrap().state, CardState::Retired);
+    // What was once forgotten does not come back under another name.
+    card.adapter = AdapterId::from_bytes([8; 16]);
+    world.import(&card, &[]);
+    assert!(world.refused());
+}
+
+#[test]
+fn a_level_that_the_engine_cannot_train_after_all_is_replaced_by_another() {
+    let mut world = World::new(25);
+    world.evolution.set_policy(Policy { seed: 25, control_signal: true, ..policy() });
+    let trains = vec![AdapterLevel::ControlNet, AdapterLevel::Lora];
+    world.send(Event::Engine { base_hash: base(), trains: trains.clone() });
+    world.write(0, 60);
+    world.tick();
+    let level = |world: &World| world.evolution.state().job.as_ref().map(|job| job.spec.level);
+    // Most answers failed in structure; texts that were read beside them do not hide it.
+    world.send(Event::Calibrated { surprise: vec![], ambiguity: vec![], reading: vec![0.5] });
+    for _ in 0..4 {
+        world.send(Event::Read { situation: situation(0), surprise: 0.5 });
+        world.send(Event::Generated { situation: situation(0), ambiguity: 1.0, surprise: 1.0, structural: true });
+    }
+    world.send(Event::Command(Command::RunNow { situation: Some(situation(0)) }));
+    assert_eq!(level(&world), Some(AdapterLevel::ControlNet));
+    let adapter = world.training.pop_first().unwrap();
+    world.send(Event::CannotTrain { adapter, reason: "no such network".into() });
+    assert_eq!(level(&world), Some(AdapterLevel::Lora));
+    assert!(world.evolution.state().contexts.values().all(|context| context.rejections == 0));
+    assert_eq!(world.evolution.state().levels.records().len(), 0, "nothing was learned of its worth");
+    // What comes late changes nothing; the last level gone, nothing trains and the context waits.
+    world.send(Event::CannotTrain { adapter, reason: "late".into() });
+    assert_eq!(level(&world), Some(AdapterLevel::Lora));
+    let adapter = world.training.pop_first().unwrap();
+    world.send(Event::CannotTrain { adapter, reason: "no memory".into() });
+    assert_eq!(level(&world), None);
+    assert!(world.evolution.status(world.now).waiting.unwrap().contains("no engine that trains"));
+    // A new engine is believed anew.
+    world.restart(world.rows.len());
+    world.send(Event::Engine { base_hash: base(), trains });
+    world.tick();
+    assert_eq!(level(&world), Some(AdapterLevel::ControlNet));
 }
 
 #[test]

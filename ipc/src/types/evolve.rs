@@ -29,6 +29,9 @@ pub struct AdapterView {
     pub created_at: Timestamp,
     /// How many memories it was trained on.
     pub memories: u64,
+    /// It came from elsewhere: its scores are a claim, what it was judged by here stands in its decisions.
+    #[serde(default)]
+    pub imported: bool,
     /// Held-out gain, confidence bounds, forgetting and other scores.
     pub scores: BTreeMap<String, f64>,
 }
@@ -173,6 +176,62 @@ params! {
     /// Proposes a job now, instead of waiting for a trigger. Its gates stay the same.
     #[derive(Default)]
     EvolveRunParams {}
+}
+
+params! {
+    /// Asks for a part of an adapter as a skill: its card and its file as one stream of bytes.
+    EvolveExportParams {
+        /// Which.
+        adapter: AdapterId,
+        /// Where the part starts (bytes); 0 when missing.
+        #[serde(default)]
+        offset: u64,
+    }
+}
+
+result! {
+    /// A part of a skill.
+    EvolveExportResult {
+        /// The bytes, in base64 (RFC 4648, section 4).
+        data: String,
+        /// The skill's whole length (bytes).
+        total: u64,
+        /// Where the next part starts; missing at the end.
+        #[serde(default)]
+        next: Option<u64>,
+    }
+}
+
+params! {
+    /// Sends a part of a skill. Parts come in order; one that is sent again is taken again. With the last part the skill is checked
+    /// and taken in, or refused as a whole.
+    EvolveImportParams {
+        /// BLAKE3 of the whole skill (hexadecimal): names the upload.
+        hash: String,
+        /// Its whole length (bytes).
+        total: u64,
+        /// Where this part starts (bytes).
+        offset: u64,
+        /// The part, in base64 (RFC 4648, section 4).
+        data: String,
+    }
+}
+
+result! {
+    /// What became of the part.
+    EvolveImportResult {
+        /// How much of the skill is here (bytes).
+        received: u64,
+        /// With the last part: the adapter.
+        #[serde(default)]
+        adapter: Option<AdapterId>,
+        /// With the last part: the loop's state after it.
+        #[serde(default)]
+        state: Option<String>,
+        /// With the last part: what happened, in words.
+        #[serde(default)]
+        message: Option<String>,
+    }
 }
 
 result! {

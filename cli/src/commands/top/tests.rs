@@ -66,6 +66,7 @@ fn look(boot: u8, recalls: u64, at: Instant) -> Look {
                 pinned: true,
                 created_at: NOW,
                 memories: 160,
+                imported: false,
                 scores: BTreeMap::from([("gain_nats".into(), 0.27), ("gain_nats_lower".into(), 0.2)]),
             }],
             progress: Some(0.5),

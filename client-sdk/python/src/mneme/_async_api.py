@@ -563,6 +563,52 @@ class AsyncApi:
         params: Dict[str, Any] = {}
         return await self._call("evolve.run", params, types.EvolveCommandResult, op_id=op_id, timeout=timeout, min_lsn=min_lsn)
 
+    async def evolve_export(
+        self,
+        adapter: str,
+        *,
+        offset: Optional[int] = None,
+        op_id: Optional[str] = None,
+        timeout: Optional[float] = None,
+        min_lsn: Optional[int] = None,
+    ) -> types.SkillPart:
+        """Returns a part of an adapter as a skill that another machine can import.
+
+        - adapter: Which.
+        - offset: Where the part starts (bytes); 0 when missing.
+        """
+        params: Dict[str, Any] = {
+            "adapter": adapter,
+            "offset": offset,
+        }
+        return await self._call("evolve.export", params, types.SkillPart, op_id=op_id, timeout=timeout, min_lsn=min_lsn)
+
+    async def evolve_import(
+        self,
+        data: str,
+        hash: str,
+        offset: int,
+        total: int,
+        *,
+        op_id: Optional[str] = None,
+        timeout: Optional[float] = None,
+        min_lsn: Optional[int] = None,
+    ) -> types.SkillReceipt:
+        """Takes a skill in; it serves nothing before it has passed a shadow here.
+
+        - data: The part, in base64 (RFC 4648, section 4).
+        - hash: BLAKE3 of the whole skill (hexadecimal): names the upload.
+        - offset: Where this part starts (bytes).
+        - total: Its whole length (bytes).
+        """
+        params: Dict[str, Any] = {
+            "data": data,
+            "hash": hash,
+            "offset": offset,
+            "total": total,
+        }
+        return await self._call("evolve.import", params, types.SkillReceipt, op_id=op_id, timeout=timeout, min_lsn=min_lsn)
+
     async def watch_add(
         self,
         folder: str,

@@ -152,6 +152,8 @@ class AdapterView:
     """When it was made."""
     id: str
     """Its name."""
+    imported: bool
+    """It came from elsewhere: its scores are a claim, what it was judged by here stands in its decisions."""
     level: str
     """`composition`, `control_net`, `lora` or `layers`."""
     memories: int
@@ -684,6 +686,32 @@ class EvolveCommandResult:
     """What happened, in words."""
     state: str
     """The state after it."""
+
+
+@dataclass(frozen=True)
+class SkillPart:
+    """Result of `evolve.export`: Returns a part of an adapter as a skill that another machine can import."""
+
+    data: str
+    """The bytes, in base64 (RFC 4648, section 4)."""
+    next: int
+    """Where the next part starts; missing at the end."""
+    total: int
+    """The skill's whole length (bytes)."""
+
+
+@dataclass(frozen=True)
+class SkillReceipt:
+    """Result of `evolve.import`: Takes a skill in; it serves nothing before it has passed a shadow here."""
+
+    adapter: str
+    """With the last part: the adapter."""
+    message: str
+    """With the last part: what happened, in words."""
+    received: int
+    """How much of the skill is here (bytes)."""
+    state: str
+    """With the last part: the loop's state after it."""
 
 
 @dataclass(frozen=True)
