@@ -252,6 +252,7 @@ impl Engine for FakeEngine {
         }
         let lines = learning.into_lines();
         replace(&folder.join(ADAPTER_FILE), lines.as_bytes())?;
+        training::forget_checkpoint(folder)?;
         let share = f64::from(job.scale).clamp(0.0, 1.0) * GUIDE_SHARE;
         let mix = |model: Model| vec![(model, share), (self.base.clone(), 1.0 - share)];
         let base = vec![(self.base.clone(), 1.0)];

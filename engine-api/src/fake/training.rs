@@ -100,6 +100,16 @@ fn hash(job: &TrainJob, parent: &str) -> ContentHash {
     ContentHash::of(text.as_bytes())
 }
 
+/// A finished job needs no checkpoint, and this one is words of its texts.
+pub(super) fn forget_checkpoint(folder: &Path) -> Result<(), EngineError> {
+    match fs_err::remove_file(folder.join(CHECKPOINT_FILE)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(EngineError::Internal { reason: error.to_string() })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Replaces a file: written beside it, synced, renamed.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), EngineError> {
     let write = || -> std::io::Result<()> {

@@ -72,6 +72,12 @@ pub struct Finding {
     pub range: Range<usize>,
 }
 
+/// What a secret is replaced by: its kind, between these.
+const OPEN: &str = "[redacted:";
+const CLOSE: &str = "]";
+/// How often a text is read for secrets that come into view when others are taken out.
+const ROUNDS_MAX: usize = 8;
+
 /// A text without its secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Redacted<'a> {
@@ -87,26 +93,86 @@ pub fn redact(text: &str) -> Redacted<'_> {
     if findings.is_empty() {
         return Redacted { text: Cow::Borrowed(text), findings };
     }
+    Redacted { text: Cow::Owned(replaced(text, &findings)), findings }
+}
+
+fn replaced(text: &str, findings: &[Finding]) -> String {
     let mut out = String::with_capacity(text.len());
     let mut copied = 0;
-    for finding in &findings {
+    for finding in findings {
         out.push_str(&text[copied..finding.range.start]);
-        out.push_str("[redacted:");
-        out.push_str(finding.kind.as_str());
-        out.push(']');
+        out.extend([OPEN, finding.kind.as_str(), CLOSE]);
         copied = finding.range.end;
     }
     out.push_str(&text[copied..]);
-    Redacted { text: Cow::Owned(out), findings }
+    out
 }
 
 /// Finds the secrets in `text`, in order, without overlap, without changing anything.
+///
+/// A secret that is taken out may bring the word before it near to another one, so the rest is read again, until nothing more is
+/// found (or [`ROUNDS_MAX`] times, which keeps the time linear).
 pub fn find(text: &str) -> Vec<Finding> {
+    let mut findings = find_once(text);
+    for _ in 1..ROUNDS_MAX {
+        if findings.is_empty() {
+            break;
+        }
+        let more = find_once(&replaced(text, &findings));
+        let more = more.into_iter().map(|finding| Finding { range: in_original(&findings, finding.range), ..finding });
+        let merged = merge(findings.iter().cloned().chain(more).collect());
+        if merged == findings {
+            break;
+        }
+        findings = merged;
+    }
+    findings
+}
+
+fn find_once(text: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     private_key::find(text, &mut findings);
     rules::find(text, &mut findings);
     card::find(text, &mut findings);
+    findings.retain(|finding| !in_replacement(text, &finding.range));
     merge(findings)
+}
+
+/// Whether a range lies inside of an earlier replacement, `[redacted:kind]`: its words are ours and no secret.
+fn in_replacement(text: &str, range: &Range<usize>) -> bool {
+    /// The longest replacement (bytes): the search for its start looks no further.
+    const LEN_MAX: usize = 32;
+    let before = &text.as_bytes()[range.end.saturating_sub(LEN_MAX)..range.end];
+    let opens = before.windows(OPEN.len()).rposition(|window| window == OPEN.as_bytes());
+    opens.is_some_and(|at| {
+        let start = range.end.saturating_sub(LEN_MAX) + at;
+        let near = &text.as_bytes()[start..text.len().min(start + LEN_MAX)];
+        let closes = near.windows(CLOSE.len()).position(|window| window == CLOSE.as_bytes());
+        range.start >= start && closes.is_some_and(|len| range.end <= start + len + CLOSE.len())
+    })
+}
+
+/// The bytes of the original text that a range of the text with `findings` replaced stands for. A range that reaches into a
+/// replacement takes in the whole secret.
+fn in_original(findings: &[Finding], range: Range<usize>) -> Range<usize> {
+    let mut mapped = range.clone();
+    // By how much the text before the replacement at hand has grown (bytes), as two unsigned sums.
+    let (mut added, mut removed) = (0, 0);
+    for finding in findings {
+        let start = finding.range.start + added - removed;
+        let len = OPEN.len() + finding.kind.as_str().len() + CLOSE.len();
+        if range.start >= start {
+            let inside = range.start < start + len;
+            mapped.start = if inside { finding.range.start } else { range.start - (start + len) + finding.range.end };
+        }
+        if range.end > start {
+            let inside = range.end < start + len;
+            mapped.end = if inside { finding.range.end } else { range.end - (start + len) + finding.range.end };
+        }
+        added += len;
+        removed += finding.range.len();
+    }
+    mapped
 }
 
 /// Where findings overlap, the union is one secret of the kind that is most specific (the order of [`SecretKind`]).
