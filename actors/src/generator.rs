@@ -4,6 +4,7 @@
 //! [`CALLS_MAX`] requests, of which [`RUNNING_MAX`] run. A restart loses the generations that were under way.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use mneme_base::{Embedding, MemoryId, TrustTier};
 use mneme_engine_api::types::CONDITIONS_MAX;
@@ -13,7 +14,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
-use crate::call::{ActorError, ActorStatus, Request, Slot};
+use crate::call::{ActorError, ActorStatus, Request, Slot, deadline_in};
 use crate::evolution::EvolutionHandle;
 use crate::memory::{MemoryHandle, RecallAsk};
 use crate::uncertainty::{Observation, UncertaintyHandle, UncertaintyReport};
@@ -24,6 +25,8 @@ const CALLS_MAX: usize = 32;
 const RUNNING_MAX: usize = 1;
 /// Of a long canvas, this much (characters, from the end) is what the memory is asked with.
 const QUERY_CHARACTERS_MAX: usize = 1_000;
+/// How long a generation waits for the vector of its text.
+const SITUATION_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A generation to do.
 #[derive(Debug)]
@@ -273,5 +276,6 @@ async fn situation(arguments: &Arguments, ask: &GenerateAsk, deadline: Instant) 
     if text.trim().is_empty() {
         return None;
     }
-    arguments.memory.embed(text, deadline).await.ok()
+    // It only chooses adapters: a text without it is better than none.
+    arguments.memory.embed(text, deadline.min(deadline_in(SITUATION_TIMEOUT))).await.ok()
 }

@@ -22,7 +22,7 @@ use crate::types::{
     CanvasEvent, EmbedPurpose, EngineInfo, GenerateRequest, Generation, ScoreItem, ScoreOutcome, TrainEvent, TrainJob,
     TrainOutcome,
 };
-use crate::wire::{Ask, FromEngine, Greeting, Tell, ToEngine, WIRE_VERSION, WireError, read_frame, write_frame};
+use crate::wire::{Ask, FromEngine, Greeting, Lane, Tell, ToEngine, WIRE_VERSION, WireError, read_frame, write_frame};
 
 /// Events of one call that wait for its caller; a slow caller loses canvas events, never the result.
 const CALL_EVENTS_MAX: usize = 64;
@@ -32,6 +32,9 @@ const TRAINER_WAITS: Duration = Duration::from_millis(300);
 const CANCEL_GRACE: Duration = Duration::from_secs(20);
 /// How often a waiting call looks whether it was cancelled (milliseconds).
 const CANCEL_POLL_MS: u64 = 20;
+/// How long a process may say nothing before it is asked whether it is there, and then until it answers; `hang_grace` if that is
+/// longer. A machine that swaps stands still for a second.
+const PING_PATIENCE_MIN: Duration = Duration::from_secs(2);
 
 /// Environment that keeps the memory of the engine's tensor library bounded under changing shapes. It must be set before the
 /// process starts: caches of compiled kernels grow with every new shape, and glibc keeps an arena for every thread.
@@ -96,16 +99,48 @@ struct Running {
     info: EngineInfo,
     /// Set when its connection ended: garbage on it, or the end of the process.
     broken: Arc<AtomicBool>,
+    heard: Arc<Heard>,
+}
+
+/// When the process last said anything.
+#[derive(Debug)]
+struct Heard {
+    since: Instant,
+    micros: AtomicU64,
+}
+
+impl Heard {
+    fn new() -> Self {
+        Self { since: Instant::now(), micros: AtomicU64::new(0) }
+    }
+
+    fn now(&self) {
+        self.micros.store(u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX), Ordering::Release);
+    }
+
+    fn last(&self) -> Instant {
+        self.since + Duration::from_micros(self.micros.load(Ordering::Acquire))
+    }
+}
+
+/// A caller that waits for replies.
+#[derive(Debug)]
+struct Waiting {
+    replies: SyncSender<Tell>,
+    lane: Option<Lane>,
+    /// From when on it takes the process for hung.
+    hung_at: Instant,
 }
 
 /// What a caller keeps of a running process.
 struct Connection {
     writer: Arc<Mutex<UnixStream>>,
     calls: Calls,
+    heard: Arc<Heard>,
     pid: u32,
 }
 
-type Calls = Arc<Mutex<HashMap<u64, SyncSender<Tell>>>>;
+type Calls = Arc<Mutex<HashMap<u64, Waiting>>>;
 
 /// The state of the supervision. Its lock is held for moments only, never while a process starts or ends.
 #[derive(Debug, Default)]
@@ -311,12 +346,13 @@ impl EngineProcess {
                 let calls = Calls::default();
                 let reader = ours.try_clone().map_err(|error| unavailable("no second handle for", &error))?;
                 let broken = Arc::new(AtomicBool::new(false));
-                let (for_reader, breaks) = (Arc::clone(&calls), Arc::clone(&broken));
+                let heard = Arc::new(Heard::new());
+                let (for_reader, breaks, hears) = (Arc::clone(&calls), Arc::clone(&broken), Arc::clone(&heard));
                 std::thread::Builder::new()
                     .name("engine-reader".into())
-                    .spawn(move || read_replies(reader, &for_reader, &breaks))
+                    .spawn(move || read_replies(reader, &for_reader, &breaks, &hears))
                     .map_err(|error| unavailable("no reader thread for", &error))?;
-                Ok(Running { child, writer: Arc::new(Mutex::new(ours)), calls, info, broken })
+                Ok(Running { child, writer: Arc::new(Mutex::new(ours)), calls, info, broken, heard })
             }
             Err(error) => {
                 let _ = child.kill();
@@ -339,14 +375,26 @@ impl EngineProcess {
         let within = cancel.remaining().unwrap_or(options.call_timeout);
         let call = self.next_call.fetch_add(1, Ordering::Relaxed);
         let frame = ToEngine { call, body: ask(u64::try_from(within.as_millis()).unwrap_or(u64::MAX).max(1)) };
-        let (receiver, connection) = match self.send(&frame, cancel) {
+        let mut hung_at = Instant::now() + within + options.hang_grace;
+        let (receiver, connection) = match self.send(&frame, hung_at, cancel) {
             // It died between two calls and nobody had noticed: the call was not delivered, so a new process may have it.
-            Err(EngineError::Unavailable { .. }) => self.send(&frame, cancel)?,
+            Err(EngineError::Unavailable { .. }) => self.send(&frame, hung_at, cancel)?,
             sent => sent?,
         };
-        let Connection { writer, calls, pid } = connection;
-        let mut hung_at = Instant::now() + within + options.hang_grace;
+        let Connection { writer, calls, heard, pid } = connection;
+        // A start may have taken some of the time.
+        hung_at = hung_at.max(Instant::now() + options.hang_grace);
+        let say = |call, body| {
+            let frame = ToEngine { call, body };
+            let sent = write_frame(&mut *writer.lock().unwrap_or_else(PoisonError::into_inner), &frame);
+            if sent.is_err() {
+                // Half a frame may be on its way: nothing that follows it would be understood.
+                self.discard(pid, "it could not be written to");
+            }
+        };
+        let patience = options.hang_grace.max(PING_PATIENCE_MIN);
         let mut cancel_sent = false;
+        let mut pinged: Option<Instant> = None;
         loop {
             match receiver.recv_timeout(Duration::from_millis(CANCEL_POLL_MS)) {
                 Ok(Tell::Canvas(event)) => observe(event),
@@ -361,35 +409,54 @@ impl EngineProcess {
                 cancel_sent = true;
                 tracing::debug!(call, %reason, "engine call is being cancelled");
                 hung_at = hung_at.min(Instant::now() + CANCEL_GRACE.max(options.hang_grace));
-                let frame = ToEngine { call, body: Ask::Cancel { call } };
-                let sent = write_frame(&mut *writer.lock().unwrap_or_else(PoisonError::into_inner), &frame);
-                if sent.is_err() {
-                    // Half a frame may be on its way: nothing that follows it would be understood.
-                    self.discard(pid, "it could not be written to");
+                say(call, Ask::Cancel { call });
+            }
+            // A process that works answers a ping at once, whatever it works on; one that was stopped answers nothing.
+            pinged = pinged.filter(|at| heard.last() < *at);
+            match pinged {
+                None if heard.last().elapsed() >= patience => {
+                    pinged = Some(Instant::now());
+                    // Under a number of its own: nobody waits for what it answers, only that it does.
+                    say(self.next_call.fetch_add(1, Ordering::Relaxed), Ask::Ping);
                 }
+                Some(at) if at.elapsed() >= patience => {
+                    calls.lock().unwrap_or_else(PoisonError::into_inner).remove(&call);
+                    tracing::warn!(pid, "engine answers no ping and is killed");
+                    self.discard(pid, "it stood still and was killed");
+                    let reason = format!("process {pid} stood still and was killed");
+                    return Err(EngineError::Unavailable { reason });
+                }
+                _ => {}
             }
             if Instant::now() >= hung_at {
-                calls.lock().unwrap_or_else(PoisonError::into_inner).remove(&call);
-                self.kill_hung(pid);
+                if !is_behind_another(&calls, call) {
+                    self.kill_hung(pid);
+                }
                 return Err(EngineError::DeadlineExceeded);
             }
         }
     }
 
     /// Delivers a call to a live process; what comes back arrives at the receiver.
-    fn send(&self, frame: &ToEngine, cancel: &CancelToken) -> Result<(Receiver<Tell>, Connection), EngineError> {
-        let (sender, receiver) = sync_channel(CALL_EVENTS_MAX);
+    fn send(
+        &self,
+        frame: &ToEngine,
+        hung_at: Instant,
+        cancel: &CancelToken,
+    ) -> Result<(Receiver<Tell>, Connection), EngineError> {
+        let (replies, receiver) = sync_channel(CALL_EVENTS_MAX);
         let connection = self.with_running(cancel, |running| {
             let mut calls = running.calls.lock().unwrap_or_else(PoisonError::into_inner);
             // Checked under the lock that the reader takes for its clearing: no call is left behind without a waker.
             if running.broken.load(Ordering::Acquire) {
                 return Err(EngineError::Unavailable { reason: String::from("its connection broke") });
             }
-            calls.insert(frame.call, sender);
+            calls.insert(frame.call, Waiting { replies, lane: frame.body.lane(), hung_at });
             drop(calls);
             Ok(Connection {
                 writer: Arc::clone(&running.writer),
                 calls: Arc::clone(&running.calls),
+                heard: Arc::clone(&running.heard),
                 pid: running.child.id(),
             })
         })?;
@@ -581,23 +648,24 @@ fn greet(stream: &UnixStream, within: Duration, unread: Duration) -> Result<Engi
 }
 
 /// Hands replies to the callers that wait for them, until the stream ends.
-fn read_replies(mut reader: UnixStream, calls: &Calls, broken: &AtomicBool) {
+fn read_replies(mut reader: UnixStream, calls: &Calls, broken: &AtomicBool, heard: &Heard) {
     let ended = loop {
         let FromEngine { call, body } = match read_frame(&mut reader) {
             Ok(frame) => frame,
             Err(error) => break error,
         };
+        heard.now();
         let mut waiting = calls.lock().unwrap_or_else(PoisonError::into_inner);
         let is_last = !matches!(body, Tell::Canvas(_));
-        let full = waiting.get(&call).and_then(|sender| match sender.try_send(body) {
+        let full = waiting.get(&call).and_then(|caller| match caller.replies.try_send(body) {
             Err(TrySendError::Full(body)) => Some(body),
             _ => None,
         });
-        if is_last && let Some(sender) = waiting.remove(&call) {
+        if is_last && let Some(caller) = waiting.remove(&call) {
             drop(waiting);
             // The result must not be lost behind canvas events: wait until the caller has taken some.
             if let Some(body) = full {
-                let _ = sender.send(body);
+                let _ = caller.replies.send(body);
             }
         }
     };
@@ -605,6 +673,15 @@ fn read_replies(mut reader: UnixStream, calls: &Calls, broken: &AtomicBool) {
     // A call that comes from here on finds the connection broken; one that came before is woken by its sender's end.
     broken.store(true, Ordering::Release);
     calls.lock().unwrap_or_else(PoisonError::into_inner).clear();
+}
+
+/// Takes a call back whose time is over, and tells whether one before it in its lane has time left: then the process is busy with
+/// that one and not hung.
+fn is_behind_another(calls: &Calls, call: u64) -> bool {
+    let mut waiting = calls.lock().unwrap_or_else(PoisonError::into_inner);
+    let lane = waiting.remove(&call).and_then(|own| own.lane);
+    let now = Instant::now();
+    waiting.iter().any(|(other, before)| *other < call && before.lane == lane && before.hung_at > now)
 }
 
 /// Passes the child's log on, line by line, into ours.

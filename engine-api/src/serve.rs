@@ -1,6 +1,7 @@
-//! The engine's end of the socket pair: reads calls, runs them on two lanes, writes replies.
+//! The engine's end of the socket pair: reads calls, runs them on three lanes, writes replies.
 //!
-//! Short work (embedding, scoring) has a lane of its own, so that a long generation does not delay a recall.
+//! Somebody waits for the vector of a question, nobody for those of notes or for a score: each kind has a lane of its own, and
+//! generations have the third, so that none of them delays a recall by more than its share of the processor.
 
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
@@ -9,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::engine::{CancelToken, Engine, EngineError};
-use crate::wire::{Ask, FromEngine, Greeting, Tell, ToEngine, WIRE_VERSION, WireError, read_frame, write_frame};
+use crate::wire::{Ask, FromEngine, Greeting, Lane, Tell, ToEngine, WIRE_VERSION, WireError, read_frame, write_frame};
 
 /// Calls that wait on one lane; the daemon admits fewer, so a full lane means that it is not our daemon.
 const LANE_CALLS_MAX: usize = 64;
@@ -30,6 +31,23 @@ struct Job {
     cancel: CancelToken,
 }
 
+/// Where calls wait.
+struct Lanes {
+    questions: SyncSender<Job>,
+    notes: SyncSender<Job>,
+    generations: SyncSender<Job>,
+}
+
+impl Lanes {
+    fn of(&self, lane: Lane) -> &SyncSender<Job> {
+        match lane {
+            Lane::Questions => &self.questions,
+            Lane::Notes => &self.notes,
+            Lane::Generations => &self.generations,
+        }
+    }
+}
+
 /// Serves an engine until the other end closes the stream. Returns how the connection ended; from then on the process has
 /// `ORPHAN_GRACE` to live, whatever its work does. For processes that do nothing else.
 pub fn serve(engine: &dyn Engine, stream: UnixStream) -> Result<(), WireError> {
@@ -38,13 +56,15 @@ pub fn serve(engine: &dyn Engine, stream: UnixStream) -> Result<(), WireError> {
     let tokens: Tokens = Tokens::default();
     greet(&mut reader, &writer)?;
     std::thread::scope(|scope| {
-        let (short_sender, short_receiver) = sync_channel(LANE_CALLS_MAX);
-        let (long_sender, long_receiver) = sync_channel(LANE_CALLS_MAX);
-        for receiver in [short_receiver, long_receiver] {
+        let (questions, question_jobs) = sync_channel(LANE_CALLS_MAX);
+        let (notes, note_jobs) = sync_channel(LANE_CALLS_MAX);
+        let (generations, generation_jobs) = sync_channel(LANE_CALLS_MAX);
+        let lanes = Lanes { questions, notes, generations };
+        for receiver in [question_jobs, note_jobs, generation_jobs] {
             let (writer, tokens) = (Arc::clone(&writer), Arc::clone(&tokens));
             scope.spawn(move || run_lane(engine, &receiver, &writer, &tokens));
         }
-        let ended = read_calls(engine, &mut reader, &writer, &tokens, &short_sender, &long_sender);
+        let ended = read_calls(engine, &mut reader, &writer, &tokens, lanes);
         // Nobody reads the results any more: what runs is stopped, and the lanes end with their senders. Work that does not stop
         // must not keep the process alive without its daemon.
         std::thread::spawn(|| {
@@ -70,12 +90,11 @@ fn read_calls(
     reader: &mut UnixStream,
     writer: &Writer,
     tokens: &Tokens,
-    short: &SyncSender<Job>,
-    long: &SyncSender<Job>,
+    lanes: Lanes,
 ) -> Result<(), WireError> {
     loop {
         let ToEngine { call, body } = read_frame(reader)?;
-        let (lane, within_ms) = match &body {
+        let within_ms = match &body {
             Ask::Ping => {
                 reply(writer, call, Tell::Pong)?;
                 continue;
@@ -90,12 +109,12 @@ fn read_calls(
                 }
                 continue;
             }
-            Ask::Embed { within_ms, .. } | Ask::Score { within_ms, .. } => (short, *within_ms),
-            Ask::Generate { within_ms, .. } => (long, *within_ms),
+            Ask::Embed { within_ms, .. } | Ask::Score { within_ms, .. } | Ask::Generate { within_ms, .. } => *within_ms,
         };
         let cancel = CancelToken::with_deadline(Duration::from_millis(within_ms.min(WITHIN_MS_MAX)));
         tokens.lock().unwrap_or_else(PoisonError::into_inner).insert(call, cancel.clone());
-        match lane.try_send(Job { call, ask: body, cancel }) {
+        let lane = body.lane().expect("the calls without a lane were answered above");
+        match lanes.of(lane).try_send(Job { call, ask: body, cancel }) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => {
                 forget(tokens, call);

@@ -100,6 +100,30 @@ pub enum Ask {
     },
 }
 
+/// Where a call waits in the engine, by who waits for it. Calls of one lane run one after the other, those of different lanes side
+/// by side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Lane {
+    /// Vectors of questions: somebody waits for them.
+    Questions,
+    /// Vectors of what is stored, and scores.
+    Notes,
+    /// Texts.
+    Generations,
+}
+
+impl Ask {
+    /// The lane that a call waits on; `None` for what the reader answers itself.
+    pub fn lane(&self) -> Option<Lane> {
+        match self {
+            Self::Embed { purpose: EmbedPurpose::Query, .. } => Some(Lane::Questions),
+            Self::Embed { .. } | Self::Score { .. } => Some(Lane::Notes),
+            Self::Generate { .. } => Some(Lane::Generations),
+            Self::Info | Self::Ping | Self::Cancel { .. } => None,
+        }
+    }
+}
+
 /// A frame from the engine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FromEngine {

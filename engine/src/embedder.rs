@@ -48,8 +48,9 @@ const CACHE_ENTRIES: usize = 4_096;
 /// The network, in the form that suits what is asked.
 #[derive(Debug)]
 struct Network {
-    tensors: Bert,
-    /// For questions and single notes, on a processor.
+    tensors: Mutex<Bert>,
+    dimensions: usize,
+    /// For questions and single notes, on a processor. It waits for no batch of many notes.
     slices: Option<SliceBert>,
 }
 
@@ -59,7 +60,8 @@ impl Network {
         let slices = if is_plain { None } else { Some(SliceBert::load(file, runtime.threads)?) };
         // Beside packed weights the compute kind is that of their activations; large batches take the fastest there is.
         let runtime = if is_plain { runtime } else { runtime.trainable() };
-        Ok(Self { tensors: Bert::load(file, runtime)?, slices })
+        let tensors = Bert::load(file, runtime)?;
+        Ok(Self { dimensions: tensors.dimensions(), tensors: Mutex::new(tensors), slices })
     }
 
     fn embed(&self, texts: &[&[i64]]) -> Result<Vec<Vec<f32>>> {
@@ -67,7 +69,7 @@ impl Network {
             Some(slices) if texts.iter().map(|tokens| tokens.len()).sum::<usize>() <= SLICE_TOKENS_MAX => {
                 slices.embed(texts)
             }
-            _ => self.tensors.embed(texts, LENGTH_BUCKET),
+            _ => self.tensors.lock().unwrap_or_else(PoisonError::into_inner).embed(texts, LENGTH_BUCKET),
         }
     }
 }
@@ -76,8 +78,7 @@ impl Network {
 #[derive(Debug)]
 pub struct Embedder {
     tokenizer: FastTokenizer,
-    network: Mutex<Network>,
-    dimensions: usize,
+    network: Network,
     cache: Mutex<EmbeddingCache>,
 }
 
@@ -89,18 +90,12 @@ impl Embedder {
         let tokenizer = FastTokenizer::from_json(&fs_err::read(&path)?)
             .map_err(|error| ModelError::load(path.display().to_string(), error.to_string()))?;
         let network = Network::load(&file, runtime)?;
-        let dimensions = network.tensors.dimensions();
-        Ok(Self {
-            tokenizer,
-            network: Mutex::new(network),
-            dimensions,
-            cache: Mutex::new(EmbeddingCache::new(CACHE_ENTRIES)),
-        })
+        Ok(Self { tokenizer, network, cache: Mutex::new(EmbeddingCache::new(CACHE_ENTRIES)) })
     }
 
     /// Dimensions of its vectors.
     pub fn dimensions(&self) -> usize {
-        self.dimensions
+        self.network.dimensions
     }
 
     /// The generation of its vectors.
@@ -129,7 +124,7 @@ impl Embedder {
             let (batch, later) = rest.split_at(batch_of(rest));
             rest = later;
             let tokens: Vec<&[i64]> = batch.iter().map(|(_, tokens)| tokens.as_slice()).collect();
-            let vectors = self.network.lock().unwrap_or_else(PoisonError::into_inner).embed(&tokens)?;
+            let vectors = self.network.embed(&tokens)?;
             let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
             for ((index, _), vector) in batch.iter().zip(vectors) {
                 let embedding = Embedding::normalized(vector).map_err(|error| EngineError::Internal {

@@ -141,6 +141,17 @@ impl Daemon {
         self.child.as_mut().and_then(|child| child.stderr.take())
     }
 
+    /// The processes that it started (Linux).
+    pub fn children(&self) -> Vec<i32> {
+        // A child is listed under the thread that started it.
+        let threads = fs_err::read_dir(format!("/proc/{}/task", self.pid())).expect("it runs");
+        let lists = threads
+            .filter_map(Result::ok)
+            .map(|thread| fs_err::read_to_string(thread.path().join("children")).unwrap_or_default());
+        let pids = lists.collect::<Vec<_>>().join(" ");
+        pids.split_whitespace().map(|pid| pid.parse().expect("it is a number")).collect()
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("it runs").id()

@@ -306,9 +306,16 @@ fn a_deadline_that_passes_before_work_starts_is_told_and_the_work_is_not_begun()
     assert!(recall["hits"].as_array().unwrap().is_empty());
 }
 
+/// Asks something new, which a dead engine is started again for, and tells whether one was.
+fn engine_was_replaced(client: &mut Raw) -> bool {
+    let restarts = client.ok("admin.status", json!({}))["engine_restarts"].as_u64();
+    client.ok("memory.recall", json!({"query": format!("tea, asked at {:?}", std::time::Instant::now())}));
+    restarts >= Some(1)
+}
+
 #[test]
 fn an_engine_that_hangs_or_dies_costs_one_call_and_is_replaced() {
-    for fault in ["hang", "abort", "garbage", "kill", "memory"] {
+    for fault in ["hang", "abort", "garbage", "kill", "memory", "stopped"] {
         let folder = tempfile::tempdir().unwrap();
         let daemon =
             setup(folder.path()).set(format!("engine.program={FAKE}")).variable("FAKE_ENGINE_FAULT", fault).start();
@@ -322,5 +329,30 @@ fn an_engine_that_hangs_or_dies_costs_one_call_and_is_replaced() {
             let recall = client.ok("memory.recall", json!({"query": "when is tea"}));
             recall["hits"][0]["memory"]["text"] == "tea is at four" && recall["degraded"].as_array().unwrap().is_empty()
         });
+        eventually(&format!("{fault}: it was replaced"), || engine_was_replaced(&mut client));
     }
+}
+
+#[test]
+fn an_engine_that_was_stopped_while_it_was_idle_is_found_out_and_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = setup(folder.path()).set(format!("engine.program={FAKE}")).start();
+    let mut client = daemon.client();
+    client.ok("memory.remember", json!({"text": "tea is at four", "trust": "user"}));
+    let recall_is_whole = |client: &mut Raw| {
+        let recall = client.ok("memory.recall", json!({"query": "when is tea"}));
+        recall["hits"][0]["memory"]["text"] == "tea is at four" && recall["degraded"].as_array().unwrap().is_empty()
+    };
+    eventually("recall is whole", || recall_is_whole(&mut client));
+    let engine = rustix::process::Pid::from_raw(daemon.children()[0]).unwrap();
+    rustix::process::kill_process(engine, rustix::process::Signal::STOP).unwrap();
+    // Nobody waits for it longer than for any other answer.
+    let before = std::time::Instant::now();
+    client.ok("memory.recall", json!({"query": "when is tea then"}));
+    assert!(before.elapsed() < std::time::Duration::from_secs(5), "{:?}", before.elapsed());
+    eventually("it was replaced", || engine_was_replaced(&mut client));
+    eventually("recall is whole again", || {
+        let recall = client.ok("memory.recall", json!({"query": "is tea at four"}));
+        recall["degraded"].as_array().unwrap().is_empty()
+    });
 }

@@ -212,17 +212,8 @@ fn an_engine_whose_daemon_was_killed_does_not_outlive_it_even_when_it_hangs() {
         setup(folder.path()).set(format!("engine.program={FAKE}")).variable("FAKE_ENGINE_FAULT", "hang").start();
     let mut client = daemon.client();
     client.request("generate", json!({"prompt": "a", "tokens_max": 4}), json!({"deadline_ms": 60_000}));
-    let children = || {
-        // A child is listed under the thread that started it.
-        let threads = fs_err::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
-        let lists = threads
-            .filter_map(Result::ok)
-            .map(|thread| fs_err::read_to_string(thread.path().join("children")).unwrap_or_default());
-        let pids = lists.collect::<Vec<_>>().join(" ");
-        pids.split_whitespace().map(|pid| pid.parse::<i32>().unwrap()).collect::<Vec<_>>()
-    };
-    eventually("the engine runs", || !children().is_empty());
-    let engine = rustix::process::Pid::from_raw(children()[0]).unwrap();
+    eventually("the engine runs", || !daemon.children().is_empty());
+    let engine = rustix::process::Pid::from_raw(daemon.children()[0]).unwrap();
     daemon.kill();
     eventually("the engine is gone", || {
         // A zombie that nobody has collected yet counts as gone.

@@ -17,7 +17,7 @@ const WAITING_MAX: usize = 256;
 const SCORE_TIMEOUT: Duration = Duration::from_mins(1);
 
 impl State {
-    /// Has a new text compared when its turn comes: questions share the engine's lane with it and must find room.
+    /// Has a new text compared when its turn comes: the vectors of notes share the engine's lane with it and must find room.
     pub(super) fn compare(&mut self, myself: &ActorRef<Message>, memory: MemoryId, situation: &Embedding) {
         if self.to_compare.len() < WAITING_MAX && self.evolution.watched(situation).is_some() {
             self.to_compare.push_back((memory, situation.clone()));
