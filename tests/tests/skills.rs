@@ -50,7 +50,7 @@ fn made(folder: &Path) -> (PathBuf, String) {
     let file = folder.join("diary.skill");
     let (code, out, err) = mneme(&daemon, folder, &["evolve", "export", &adapter, &file.display().to_string()]);
     assert_eq!(code, Some(0), "{out}{err}");
-    let mode = std::os::unix::fs::PermissionsExt::mode(&fs_err::metadata(&file).unwrap().permissions());
+    let mode = std::os::unix::fs::PermissionsExt::mode(&fs_err::metadata(&file).expect("it is there").permissions());
     assert_eq!(mode & 0o777, 0o600, "nobody else reads it");
     (file, adapter)
 }
