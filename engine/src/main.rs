@@ -151,7 +151,6 @@ mod tests {
         let status = |error: Box<dyn std::error::Error>| status_of(error.as_ref());
         assert_eq!(status(unsupported().into()), trainer::EXIT_UNSUPPORTED);
         assert_eq!(status(ModelError::from(unsupported()).into()), trainer::EXIT_UNSUPPORTED);
-        assert_eq!(status(std::io::Error::other(unsupported()).into()), trainer::EXIT_UNSUPPORTED);
         assert_eq!(status(EngineError::Cancelled.into()), 1);
         assert_eq!(status("name a job".into()), 1);
     }

@@ -280,8 +280,9 @@ impl State<'_> {
     /// Waits for the moment of the kill; says what was waited for.
     fn wait(&mut self, daemon: &Daemon) -> Result<&'static str, String> {
         let moment = match self.draws.below(4) {
-            0 => self.wait_for_outcome(daemon),
-            1 => Self::wait_for_decision(daemon)?,
+            // Most of the time none is on its way.
+            0 | 1 => self.wait_for_outcome(daemon),
+            2 => Self::wait_for_decision(daemon)?,
             _ => "by chance",
         };
         if moment == "by chance" {
