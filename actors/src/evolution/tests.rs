@@ -391,7 +391,7 @@ async fn a_row_that_the_store_will_never_take_holds_nothing_up() {
     system.stop().await;
 }
 
-async fn put(store: &Store, collection: &str, key: &str, value: &[u8]) {
+fn put(store: &Store, collection: &str, key: &str, value: &[u8]) {
     let document = Document { collection: collection.into(), key: key.into(), value: Some(value.to_vec()) };
     let kind = OperationKind::Documents(vec![document]);
     store.apply(&[Operation { op_id: OpId::generate(), kind }], NOW).unwrap();
@@ -402,7 +402,7 @@ async fn a_state_on_disk_that_cannot_be_read_is_made_of_its_rows_anew() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::new();
     for id in 1..=1_201 {
-        put(&store, "evolution_log", &format!("{id:020}"), &serde_json::to_vec(&pause_row(id)).unwrap()).await;
+        put(&store, "evolution_log", &format!("{id:020}"), &serde_json::to_vec(&pause_row(id)).unwrap());
     }
     let rows = async || {
         let system = start(&store, folder.path(), false).await;
@@ -413,9 +413,9 @@ async fn a_state_on_disk_that_cannot_be_read_is_made_of_its_rows_anew() {
     assert_eq!(rows().await, 1_201);
     assert_eq!(store.documents("evolution_state", "", None, 9).unwrap().len(), 1, "it was written down");
     // A part of a longer one that was there before.
-    put(&store, "evolution_state", "000001", b"\"left\":1}").await;
+    put(&store, "evolution_state", "000001", b"\"left\":1}");
     assert_eq!(rows().await, 1_201);
-    put(&store, "evolution_state", "000000", b"{\"of another version\":1}").await;
+    put(&store, "evolution_state", "000000", b"{\"of another version\":1}");
     assert_eq!(rows().await, 1_201);
     assert_eq!(store.documents("evolution_state", "", None, 9).unwrap().len(), 1, "nothing of it is left");
 }
