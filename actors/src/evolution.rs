@@ -14,7 +14,6 @@ use mneme_base::{AdapterId, Clock, Embedding, MemoryId, Timestamp};
 use mneme_engine_api::trainer::JOB_FILE;
 use mneme_engine_api::{AdapterLevel, AdapterUse, CancelToken, Engine};
 use mneme_evolution::machine::{Action, Command, Event, Evolution, JobSpec, LogRow, Notice, Stage, Status};
-use mneme_evolution::portable::CardError;
 use mneme_evolution::registry::{Entry, SkillCard};
 use mneme_evolution::trigger::Feedback;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -39,6 +38,7 @@ use jobs::run_job;
 use listener::listen;
 use reading::Pace;
 use rows::{Snapshot, read_about, read_checkpoint, read_history, read_newest, write_checkpoint};
+use skills::{Admission, Adoption};
 pub use skills::{SkillPart, SkillReceipt, SkillUpload};
 
 /// Calls at once.
@@ -47,6 +47,8 @@ const CALLS_MAX: usize = 256;
 const TICK: Duration = Duration::from_secs(5);
 /// How long a row may take to become durable before it has to be tried again.
 const JOURNAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a job may take to leave when the daemon stops: within the time that an actor has for its own end.
+const JOB_LEAVES: Duration = Duration::from_secs(3);
 
 /// The loop as it is told to a person.
 #[derive(Debug, Clone)]
@@ -72,8 +74,8 @@ pub struct EvolutionHandle {
     memory: MemoryHandle,
     engine: Arc<dyn Engine>,
     folder: PathBuf,
-    /// One skill arrives at a time.
-    arriving: Arc<tokio::sync::Mutex<()>>,
+    /// One skill arrives at a time; the last one that was taken in.
+    arriving: Arc<tokio::sync::Mutex<Option<skills::Taken>>>,
     /// The number of the last row that was written.
     pub(crate) last_row: Arc<AtomicU64>,
 }
@@ -148,16 +150,18 @@ pub(crate) enum Message {
     Judge(Request<(Embedding, Feedback), ()>),
     /// The user gave an order.
     Command(Request<Command, (Stage, String)>),
-    /// May a card from elsewhere be taken in? What needs the base model is left open while that is not known.
-    Admits(Request<Box<SkillCard>, ()>),
+    /// May a card from elsewhere be taken in, or, without one, any? What needs the base model is left open while that is not known.
+    Admits(Request<Option<Box<SkillCard>>, Admission>),
     /// Take in an adapter whose file lies here.
-    Adopt(Request<(Command, PathBuf), (Stage, String)>),
+    Adopt(Request<Adoption, (Stage, String)>),
+    /// Nobody works on this adapter's folder any more: it goes unless it is kept.
+    Placed(AdapterId),
     /// How is the loop?
     Report(Request<(), EvolutionReport>),
     /// The user forgot memories: which adapters learned them?
     Forgotten(Request<Vec<MemoryId>, Vec<AdapterId>>),
-    /// The comparison under way ended.
-    Compared(Option<Box<Event>>),
+    /// The comparison under way ended with these.
+    Compared(Vec<Event>),
     /// Something happened inside.
     Happened(Box<Event>),
     /// A job made progress.
@@ -166,6 +170,8 @@ pub(crate) enum Message {
     JobEnded(AdapterId),
     /// Time passes.
     Tick,
+    /// The actor has started.
+    Begun,
     /// Some changes of the memory were not heard of.
     MissedChanges,
     /// The settings are new.
@@ -208,6 +214,8 @@ pub(crate) struct State {
     snapshot: Snapshot,
     /// The store could not be asked what it no longer has.
     look_for_forgotten: bool,
+    /// It stops: nothing is begun any more.
+    leaving: bool,
     /// Texts to compare adapters on, and whether one is under way.
     to_compare: VecDeque<(MemoryId, Embedding)>,
     comparing: bool,
@@ -243,6 +251,7 @@ impl Actor for EvolutionActor {
             waiting: VecDeque::new(),
             snapshot,
             look_for_forgotten: false,
+            leaving: false,
             to_compare: VecDeque::new(),
             comparing: false,
             arguments,
@@ -250,11 +259,11 @@ impl Actor for EvolutionActor {
         for problem in state.evolution.state().problems() {
             tracing::error!(problem, "the loop's rows do not make a consistent state");
         }
-        let actions = state.evolution.reconcile();
-        state.carry_out(&myself, actions).await;
-        state.find_forgotten(&myself).await;
+        state.waiting.extend(state.evolution.reconcile());
         state.sweep_folders();
         skills::forget_uploads(&state.arguments.folder);
+        // What needs many reads or a write comes first of all messages, and holds up no start.
+        let _ = myself.send_message(Message::Begun);
         myself.send_interval(TICK, || Message::Tick);
         tokio::spawn(listen(changes, state.arguments.clone(), myself));
         Ok(state)
@@ -284,35 +293,17 @@ impl Actor for EvolutionActor {
                 let _ = request.reply.send(result.map(|notices| state.words_of(&notices)));
             }
             Message::Admits(request) => {
-                let admitted = match state.evolution.admits(&request.input) {
-                    Ok(()) | Err(CardError::NoBase) => Ok(()),
-                    Err(error) => Err(ActorError::invalid("skill", format!("is refused: {error}"))),
-                };
-                let _ = request.reply.send(admitted);
+                let admission = state.admit(&myself, request.input.as_deref()).await;
+                let _ = request.reply.send(admission);
             }
+            // Whoever gave up waiting is told nothing, and nothing is taken in for them.
+            Message::Adopt(request) if request.reply.is_closed() => {}
             Message::Adopt(request) => {
                 state.tick(&myself).await;
-                let (order, file) = request.input;
-                // A restart of this actor sweeps what nobody keeps yet.
-                let result = if file.is_file() {
-                    state.happened(&myself, Event::Command(order)).await
-                } else {
-                    Err(ActorError::Stopped { actor: "evolution" })
-                };
-                let stage = state.evolution.state().stage();
-                let _ = request.reply.send(result.and_then(|notices| {
-                    let refusal = notices.iter().find_map(|notice| match notice {
-                        Notice::Refused { reason } => Some(reason),
-                        _ => None,
-                    });
-                    match refusal {
-                        Some(reason) => Err(ActorError::invalid("skill", format!("is refused: {reason}"))),
-                        None => {
-                            Ok((stage, String::from("taken in; it serves nothing before it has passed a shadow here")))
-                        }
-                    }
-                }));
+                let adopted = state.adopt(&myself, request.input).await;
+                let _ = request.reply.send(adopted);
             }
+            Message::Placed(adapter) => state.leave(adapter),
             Message::Report(request) => {
                 let report = state.report();
                 let _ = request.reply.send(Ok(report));
@@ -331,10 +322,10 @@ impl Actor for EvolutionActor {
                 }
                 state.heard(&myself, *event).await;
             }
-            Message::Compared(event) => {
+            Message::Compared(events) => {
                 state.comparing = false;
-                if let Some(event) = event {
-                    state.heard(&myself, *event).await;
+                for event in events {
+                    state.heard(&myself, event).await;
                 }
                 state.compare_next(&myself);
             }
@@ -345,6 +336,12 @@ impl Actor for EvolutionActor {
             }
             Message::JobEnded(adapter) => state.job_ended(adapter),
             Message::Tick => state.tick(&myself).await,
+            Message::Begun => {
+                if let Err(error) = state.catch_up(&myself).await {
+                    tracing::warn!(%error, "what the last run left is carried out later");
+                }
+                state.find_forgotten(&myself).await;
+            }
             Message::MissedChanges => state.find_forgotten(&myself).await,
             Message::Tuned => {
                 state.evolution.set_policy(state.arguments.tuned.get().policy.clone());
@@ -359,6 +356,7 @@ impl Actor for EvolutionActor {
     }
 
     async fn post_stop(&self, myself: ActorRef<Message>, state: &mut State) -> Result<(), ActorProcessingErr> {
+        state.leaving = true;
         if let Some((_, cancel)) = &state.job {
             cancel.cancel();
         }
@@ -368,6 +366,12 @@ impl Actor for EvolutionActor {
         let checkpoint = state.evolution.checkpoint();
         if let Err(error) = write_checkpoint(&state.arguments.memory, &checkpoint).await {
             tracing::warn!(%error, "evolution's checkpoint was left out");
+        }
+        // With its end its texts are off the disk and its own checkpoint is written; otherwise it goes with this process.
+        if let Some(job) = state.job_task.take()
+            && tokio::time::timeout(JOB_LEAVES, job).await.is_err()
+        {
+            tracing::warn!("the training job takes too long to leave");
         }
         Ok(())
     }
@@ -411,6 +415,11 @@ impl State {
             self.progress = None;
         }
         // A trainer that was told to stop may have written its last checkpoint into a folder that was gone.
+        self.leave(adapter);
+    }
+
+    /// Removes an adapter's folder unless it is kept.
+    fn leave(&self, adapter: AdapterId) {
         if !self.evolution.keeps(adapter) {
             remove_folder(&self.folder_of(adapter));
         }

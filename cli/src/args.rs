@@ -477,6 +477,11 @@ pub(crate) enum EvolveCommand {
         /// Which.
         adapter: AdapterId,
     },
+    /// Take an adapter out of use for good and remove its file; its card stays as a record.
+    Retire {
+        /// Which.
+        adapter: AdapterId,
+    },
     /// Keep an adapter from being replaced or rolled back by itself.
     Pin {
         /// Which.

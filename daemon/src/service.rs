@@ -230,6 +230,7 @@ impl Service {
             Call::EvolveShow(params) => answer(self.evolve_show(*params, &context).await?),
             Call::EvolveDiff(params) => answer(self.evolve_diff(*params, &context).await?),
             Call::EvolveRollback(params) => self.evolve(Command::Rollback { adapter: params.adapter }, &context).await,
+            Call::EvolveRetire(params) => self.evolve(Command::Retire { adapter: params.adapter }, &context).await,
             Call::EvolvePin(params) => {
                 self.evolve(Command::Pin { adapter: params.adapter, pinned: params.pinned }, &context).await
             }

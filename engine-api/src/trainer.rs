@@ -22,6 +22,10 @@ const HASH_FILE: &str = "job.hash";
 pub const OUTCOME_FILE: &str = "outcome.json";
 /// The status by which a trainer says that it cannot train a job's level at all (EX_UNAVAILABLE); trying again is of no use.
 pub const EXIT_UNSUPPORTED: u8 = 69;
+/// The status of a trainer whose daemon is gone (EX_TEMPFAIL): nobody reads it.
+const EXIT_ORPHAN: u8 = 75;
+/// The variable that tells a trainer the process id of the one that started it.
+const PARENT: &str = "MNEME_TRAINER_PARENT";
 /// How long a trainer may take from SIGTERM to its end before it is killed: one optimiser step and a checkpoint.
 const STOP_GRACE: Duration = Duration::from_secs(20);
 /// How long the last lines of an ended trainer are waited for.
@@ -74,13 +78,16 @@ fn signal(pid: u32, signal: rustix::process::Signal) {
     }
 }
 
-/// Ends this process when the one that started it ends, however that ends: no trainer outlives its daemon. What it has
-/// not written into its checkpoint is lost. Called by the trainer itself, before its work.
+/// Ends this process when the one that started it ends, however that ends: no trainer outlives its daemon, beside whose next
+/// trainer it would write into the same folder. What it has not written into its checkpoint is lost. Called by the trainer itself, first of
+/// all; a training that a person started by hand goes on.
 pub fn end_with_parent() {
+    let Some(parent) = std::env::var(PARENT).ok().and_then(|text| text.parse().ok()) else { return };
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-    // It may have ended before that.
-    if rustix::process::getppid().is_none_or(|parent| parent == rustix::process::Pid::INIT) {
+    // It may have ended before that: then this process is another one's child.
+    if rustix::process::getppid().map(rustix::process::Pid::as_raw_nonzero).map(i32::from) != Some(parent) {
         tracing::warn!("nobody waits for this training");
+        std::process::exit(i32::from(EXIT_ORPHAN));
     }
 }
 
@@ -119,11 +126,13 @@ pub(crate) fn run(
         }
         fs_err::write(&hash_path, hash).map_err(|error| unavailable("job cannot be written", &error))?;
     }
-    fs_err::write(&job_path, text).map_err(|error| unavailable("job cannot be written", &error))?;
+    // Before it is written: a full disk takes a part of it.
     let _texts = Removed(&job_path);
+    fs_err::write(&job_path, text).map_err(|error| unavailable("job cannot be written", &error))?;
     let mut child = Command::new(&options.program)
         .arg("train")
         .envs(ENVIRONMENT)
+        .env(PARENT, std::process::id().to_string())
         .arg(&job_path)
         .args(&options.arguments)
         .envs(options.environment.iter().cloned())

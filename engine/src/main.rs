@@ -8,8 +8,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use mneme_engine::assets::Assets;
+use mneme_engine::error::ModelError;
 use mneme_engine::runtime::{ENVIRONMENT, Precision, Runtime};
 use mneme_engine::{ArrowEngine, NAME, load};
+use mneme_engine_api::{EngineError, trainer};
 use tracing_subscriber::EnvFilter;
 
 mod commands;
@@ -57,6 +59,10 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if matches!(arguments.command, Command::Train(_)) {
+        // Before anything is loaded: the one that asked may be gone by then.
+        trainer::end_with_parent();
+    }
     if let Some(error) = restart_with_environment() {
         // Without it memory grows more than it must; the work is the same.
         eprintln!("warning: could not restart with a bounded cache: {error}");
@@ -72,9 +78,25 @@ fn main() -> ExitCode {
                 eprintln!("  because: {error}");
                 source = error.source();
             }
-            ExitCode::FAILURE
+            ExitCode::from(status_of(error.as_ref()))
         }
     }
+}
+
+/// The status to end with: what cannot be done at all is told apart, so that nobody tries it again.
+fn status_of(error: &(dyn std::error::Error + 'static)) -> u8 {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let own = error.downcast_ref::<EngineError>().or_else(|| match error.downcast_ref::<ModelError>() {
+            Some(ModelError::Engine(error)) => Some(error),
+            _ => None,
+        });
+        if matches!(own, Some(EngineError::Unsupported { .. })) {
+            return trainer::EXIT_UNSUPPORTED;
+        }
+        cause = error.source();
+    }
+    1
 }
 
 /// libtorch reads some settings before `main`: when they are missing, the program starts itself again with them.
@@ -117,4 +139,19 @@ fn serve(assets: Assets, runtime: Runtime) -> Result<(), Box<dyn std::error::Err
     let engine = ArrowEngine::open(assets, runtime)?;
     tracing::info!(name = NAME, device = ?runtime.device, compute = ?runtime.compute, threads = runtime.threads, "engine ready");
     Ok(mneme_engine_api::serve(&engine, stream)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_trained_at_all_is_told_by_the_status() {
+        let unsupported = || EngineError::Unsupported { engine: NAME.into(), feature: "training of this level".into() };
+        let status = |error: Box<dyn std::error::Error>| status_of(error.as_ref());
+        assert_eq!(status(unsupported().into()), trainer::EXIT_UNSUPPORTED);
+        assert_eq!(status(ModelError::from(unsupported()).into()), trainer::EXIT_UNSUPPORTED);
+        assert_eq!(status(EngineError::Cancelled.into()), 1);
+        assert_eq!(status("name a job".into()), 1);
+    }
 }

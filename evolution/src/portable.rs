@@ -9,8 +9,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::registry::SkillCard;
 
-/// The first line of a skill is refused when it is longer (bytes); a lineage of 100,000 memories fits.
-pub const CARD_BYTES_MAX: usize = 8 << 20;
+/// The first line of a skill is refused when it is longer (bytes): the longest lists fit, and the row that takes it in stays well
+/// below what the store takes as one document.
+pub const CARD_BYTES_MAX: usize = 2 << 20;
+/// A card names at most this many memories that it learned, and as many that it was judged on; a job reads some thousands.
+const MEMORIES_MAX: usize = 16_384;
+/// A card gives at most this many reasons; one that was accepted has none.
+const REASONS_MAX: usize = 32;
+/// The longest of them (bytes).
+const REASON_BYTES_MAX: usize = 1 << 10;
 /// A skill's file is refused when it is larger (bytes): selected layers of a model of a billion parameters fit.
 pub const FILE_BYTES_MAX: u64 = 256 << 20;
 /// The form of an exported card.
@@ -63,6 +70,12 @@ pub enum CardError {
     /// It learned a memory that the user has forgotten.
     #[error("adapter {0} learned a forgotten memory")]
     Forgotten(AdapterId),
+    /// So many imported ones are kept already.
+    #[error("{kept} imported adapters are kept, no more are allowed: retire one with 'mneme evolve retire'")]
+    TooMany {
+        /// How many.
+        kept: usize,
+    },
     /// It belongs to another base model.
     #[error("adapter {adapter} is bound to base {theirs}, this one is {ours}")]
     Base {
@@ -148,6 +161,17 @@ impl SkillCard {
         if self.parent == Some(self.adapter) {
             return refuse("a parent", String::from("that is itself"));
         }
+        for (field, memories) in [("a lineage", &self.lineage), ("a list of what it was judged on", &self.judged_on)] {
+            if memories.len() > MEMORIES_MAX {
+                return refuse(field, format!("of {} memories, allowed are {MEMORIES_MAX}", memories.len()));
+            }
+        }
+        let reasons = &self.scores.reasons;
+        if reasons.len() > REASONS_MAX || reasons.iter().any(|reason| reason.len() > REASON_BYTES_MAX) {
+            let bytes = reasons.iter().map(String::len).max().unwrap_or(0);
+            let bounds = format!("allowed are {REASONS_MAX} of {REASON_BYTES_MAX}");
+            return refuse("reasons", format!("({} of up to {bytes} bytes), {bounds}", reasons.len()));
+        }
         if !self.cpu_seconds.is_finite() || self.cpu_seconds < 0.0 {
             return refuse("CPU seconds", format!("of {}", self.cpu_seconds));
         }
@@ -211,11 +235,34 @@ mod tests {
         assert_eq!(refused(|card| card.level = AdapterLevel::Composition), "a level");
         assert_eq!(refused(|card| card.parent = Some(card.adapter)), "a parent");
         assert_eq!(refused(|card| card.cpu_seconds = -1.0), "CPU seconds");
+        assert_eq!(refused(|card| card.lineage = vec![card.lineage[0]; MEMORIES_MAX + 1]), "a lineage");
+        assert_eq!(
+            refused(|card| card.judged_on = vec![card.lineage[0]; MEMORIES_MAX + 1]),
+            "a list of what it was judged on"
+        );
+        assert_eq!(refused(|card| card.scores.reasons = vec!["x".repeat(REASON_BYTES_MAX + 1)]), "reasons");
+        assert_eq!(refused(|card| card.scores.reasons = vec![String::new(); REASONS_MAX + 1]), "reasons");
         // What is no number is written as null, which is none either.
         assert!(matches!(
             SkillCard::import(forged(|card| card.scale = f64::NAN).as_bytes()),
             Err(CardError::Malformed(_))
         ));
+    }
+
+    #[test]
+    fn the_longest_card_makes_a_row_that_the_store_takes() {
+        use crate::machine::Change;
+        let mut card = card(1, None, &[]);
+        card.lineage = (0..MEMORIES_MAX as u64).map(crate::data::tests::memory).collect();
+        card.judged_on = card.lineage.clone();
+        card.scores.reasons = vec!["\u{1}".repeat(REASON_BYTES_MAX); REASONS_MAX];
+        let components = (0..8_192).map(|n| 0.011_048_543 + n as f32 * 1e-8).collect();
+        card.centroid = mneme_base::Embedding::normalized(components).unwrap();
+        let line = card.export(FILE);
+        SkillCard::import(line.as_bytes()).unwrap();
+        let foreign = card.lineage.iter().copied().collect();
+        let row = serde_json::to_vec(&Change::Imported { card: Box::new(card), foreign }).unwrap();
+        assert!(row.len() < crate::machine::IMPORT_BYTES_MAX, "{}", row.len());
     }
 
     #[test]

@@ -137,6 +137,19 @@ impl Evidence {
         }
     }
 
+    fn answered(&mut self, structural: bool) {
+        if self.answers == 0 {
+            // An older version counted what was structural and not the answers: of that there is no share.
+            self.structural = 0;
+        }
+        self.answers += 1;
+        self.structural += u64::from(structural);
+    }
+
+    fn share_structural(&self) -> f64 {
+        if self.answers == 0 { 0.0 } else { self.structural as f64 / self.answers as f64 }
+    }
+
     fn bet(&mut self, p: f64) {
         let p = p.clamp(P_MIN, 1.0);
         self.process.bet(&EXPONENTS.map(|e| e * p.powf(e - 1.0)));
@@ -254,8 +267,7 @@ impl Trigger {
         let p_ambiguity = self.ambiguity.observe(f64::from(ambiguity));
         let evidence = self.evidence_of(context);
         evidence.bet(p_surprise);
-        evidence.answers += 1;
-        evidence.structural += u64::from(structural);
+        evidence.answered(structural);
         match self.alarm(context) {
             Some(suspicion) => Advice::Evolve(suspicion),
             None if p_ambiguity <= self.ambiguous_p && p_surprise > 0.1 => Advice::Ask,
@@ -292,7 +304,7 @@ impl Trigger {
         if evidence.feedback_against > 0 {
             reasons.push(format!("the user rejected or corrected {} answers here", evidence.feedback_against));
         }
-        let structural = evidence.structural as f64 / evidence.answers.max(1) as f64;
+        let structural = evidence.share_structural();
         let suspicion = Suspicion { context, wealth, threshold, events: evidence.events, p_mean, structural, reasons };
         Some((wealth >= threshold, suspicion))
     }
@@ -371,6 +383,15 @@ mod tests {
         let mut components = vec![0.0; of];
         components[index] = 1.0;
         Embedding::normalized(components).unwrap()
+    }
+
+    #[test]
+    fn structure_that_was_counted_before_answers_were_is_no_share_of_them() {
+        let mut old = Evidence { structural: 5, ..Evidence::new() };
+        assert!(old.share_structural() < 1e-9);
+        old.answered(false);
+        old.answered(true);
+        assert!((old.share_structural() - 0.5).abs() < 1e-9);
     }
 
     fn trigger(seed: u64) -> Trigger {

@@ -100,6 +100,7 @@ methods! {
     EvolveShow "evolve.show" (types::EvolveAdapterParams) -> types::EvolveShowResult, "One adapter with its lineage and decisions.";
     EvolveDiff "evolve.diff" (types::EvolveDiffParams) -> types::EvolveDiffResult, "Compares two adapters.";
     EvolveRollback "evolve.rollback" (types::EvolveAdapterParams) -> types::EvolveCommandResult, "Takes an adapter out of use.";
+    EvolveRetire "evolve.retire" (types::EvolveAdapterParams) -> types::EvolveCommandResult, "Takes an adapter out of use for good and removes its file.";
     EvolvePin "evolve.pin" (types::EvolvePinParams) -> types::EvolveCommandResult, "Pins or unpins an adapter.";
     EvolvePause "evolve.pause" (types::EvolvePauseParams) -> types::EvolveCommandResult, "Stops the loop from training.";
     EvolveResume "evolve.resume" (types::EvolveResumeParams) -> types::EvolveCommandResult, "Lets the loop train again.";

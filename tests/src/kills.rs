@@ -1,9 +1,13 @@
 //! Kills trainer, engine and daemon at random points of the loop, and looks after each kill whether everything still holds:
 //! no acknowledged memory is lost, the log of decisions has no gap and makes a consistent state, every adapter that may serve
 //! has its whole file, the file is what its job makes without any kill, byte by byte, and never changes, nothing lies on disk
-//! that nobody keeps, and one trainer runs at a time.
+//! that nobody keeps, and one trainer runs at a time, the daemon's own.
+//!
+//! A moment by chance hits what lasts, which is training and shadow. So some kills wait for what is over in a moment: a trainer's
+//! outcome that is not judged yet, and a decision whose effects are not carried out yet.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Write as _;
 use std::io::BufRead as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,6 +29,20 @@ const STEP_MS: &str = "4";
 const GAP_MS: usize = 500;
 /// Rows of one page of the log.
 const PAGE: usize = 1_000;
+/// The longest wait for a decision before a kill.
+const DECISION_WAIT: Duration = Duration::from_secs(3);
+/// The longest wait for an outcome: a job with many texts takes some seconds.
+const OUTCOME_WAIT: Duration = Duration::from_secs(15);
+/// The longest time from a trainer's outcome to the kill: the daemon looks after its trainer every 50 ms.
+const AFTER_OUTCOME_MS: usize = 120;
+/// Kills of one job's trainer: with three failures a job is given up, and nothing is accepted any more.
+const KILLS_A_JOB: usize = 2;
+/// After so many kills each memory's text is compared, and not their number alone.
+const TEXTS_EVERY: usize = 10;
+/// A question waits so long (ms), less than [`PATIENCE`]: an answer that comes late is one, and no answer is a hang.
+const QUESTION_MS: u64 = 5_000;
+/// Lines of the daemon's log that are shown when something does not hold.
+const TAIL: usize = 40;
 
 /// What a sweep needs.
 #[derive(Debug, Clone)]
@@ -41,6 +59,13 @@ pub struct Sweep {
     pub seed: u64,
 }
 
+impl Sweep {
+    /// Where the stand-in keeps each job.
+    fn jobs(&self) -> PathBuf {
+        self.folder.join("jobs")
+    }
+}
+
 /// What was hit.
 #[derive(Debug, Clone, Default)]
 pub struct Tally {
@@ -48,6 +73,10 @@ pub struct Tally {
     pub victims: BTreeMap<&'static str, usize>,
     /// Kills by the station that the loop was at.
     pub stations: BTreeMap<String, usize>,
+    /// Kills by what they waited for.
+    pub moments: BTreeMap<&'static str, usize>,
+    /// The longest time from the start of a daemon to its first answer.
+    pub start_max: Duration,
     /// Decisions in the log at the end.
     pub decisions: usize,
     /// How often each station was entered.
@@ -65,14 +94,65 @@ pub struct Tally {
 struct Said {
     resumed: usize,
     problems: Vec<String>,
+    tail: VecDeque<String>,
+}
+
+impl Said {
+    fn hear(&mut self, line: String) {
+        self.resumed += usize::from(line.contains("training goes on after step"));
+        if line.contains("consistent state") || line.contains("panicked") {
+            self.problems.push(line.clone());
+        }
+        if self.tail.len() == TAIL {
+            self.tail.pop_front();
+        }
+        self.tail.push_back(line);
+    }
+}
+
+/// Says, when something does not hold, what was hit last and what the daemon does: before it is killed itself.
+struct Witness {
+    daemon: u32,
+    what: String,
+    said: Arc<Mutex<Said>>,
+}
+
+impl Witness {
+    fn tell(&self) -> String {
+        let mut text = format!("after {}; the daemon {} has these threads:\n", self.what, self.daemon);
+        for task in fs_err::read_dir(format!("/proc/{}/task", self.daemon)).into_iter().flatten().filter_map(Result::ok)
+        {
+            let read = |name: &str| fs_err::read_to_string(task.path().join(name)).unwrap_or_default();
+            let status = read("status");
+            let of = |name: &str| status.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
+            let switches = (of("voluntary_ctxt_switches"), of("nonvoluntary_ctxt_switches"));
+            let wchan = read("wchan");
+            let _ = writeln!(text, "  {} {} wchan {wchan} {switches:?}", of("Name:"), of("State:"));
+        }
+        text.push_str("the end of its log:\n");
+        for line in &self.said.lock().unwrap_or_else(PoisonError::into_inner).tail {
+            let _ = writeln!(text, "  {line}");
+        }
+        text
+    }
+}
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), self.tell().as_bytes());
+        }
+    }
 }
 
 struct State<'a> {
     sweep: &'a Sweep,
     draws: Random,
     texts: Vec<Value>,
-    sent: usize,
+    sent: Vec<ContentHash>,
     files: BTreeMap<String, Vec<u8>>,
+    /// Kills of trainers, by adapter.
+    trainers: BTreeMap<String, usize>,
     said: Arc<Mutex<Said>>,
     rows: u64,
     tally: Tally,
@@ -88,15 +168,18 @@ pub fn run(sweep: &Sweep, tell: &mut dyn FnMut(&str)) -> Result<Tally, String> {
         .set("engine.restarts_max=1000")
         .set("engine.restart_window=1s")
         .set("engine.backoff_min=10ms")
-        .variable("FAKE_ENGINE_STEP_MS", STEP_MS);
+        .variable("FAKE_ENGINE_STEP_MS", STEP_MS)
+        .variable("FAKE_ENGINE_KEEP_JOBS", &sweep.jobs().display().to_string());
+    fs_err::create_dir_all(sweep.jobs()).map_err(|error| error.to_string())?;
     let text = include_str!("../data/pepys-1660.jsonl");
     let texts = text.lines().map(serde_json::from_str).collect::<Result<_, _>>().map_err(|error| error.to_string())?;
     let mut state = State {
         sweep,
         draws: Random::new(sweep.seed),
         texts,
-        sent: 0,
+        sent: Vec::new(),
         files: BTreeMap::new(),
+        trainers: BTreeMap::new(),
         said: Arc::default(),
         rows: 0,
         tally: Tally::default(),
@@ -104,17 +187,30 @@ pub fn run(sweep: &Sweep, tell: &mut dyn FnMut(&str)) -> Result<Tally, String> {
     let mut daemon = state.start(&setup);
     state.feed(&daemon, 4)?;
     for point in 0..sweep.points {
-        state.act(&daemon)?;
-        std::thread::sleep(Duration::from_millis(state.draws.below(GAP_MS) as u64));
-        let (victim, station) = state.kill(&daemon)?;
+        let mut witness =
+            Witness { daemon: daemon.pid(), what: format!("{point} kills"), said: Arc::clone(&state.said) };
+        let told = |error: String, witness: &Witness| format!("{error}\n{}", witness.tell());
+        state.act(&daemon).map_err(|error| told(error, &witness))?;
+        let moment = state.wait(&daemon).map_err(|error| told(error, &witness))?;
+        let (victim, station) = state.kill(&daemon, moment).map_err(|error| told(error, &witness))?;
+        witness.what = format!("kill {} of {}: {victim} at {station}, {moment}", point + 1, sweep.points);
         if victim == "daemon" {
+            drop(witness);
             daemon.kill();
+            let began = Instant::now();
             daemon = state.start(&setup);
+            let what = format!("kill {} of {}: {victim} at {station}, {moment}", point + 1, sweep.points);
+            witness = Witness { daemon: daemon.pid(), what, said: Arc::clone(&state.said) };
+            drop(daemon.client());
+            state.tally.start_max = state.tally.start_max.max(began.elapsed());
         }
-        state.check(&daemon, point)?;
-        tell(&format!("{} of {}: {victim} at {station}", point + 1, sweep.points));
+        state.check(&daemon, point).map_err(|error| told(error, &witness))?;
+        tell(&witness.what);
     }
-    state.settle(&daemon)?;
+    let witness = Witness { daemon: daemon.pid(), what: String::from("all kills"), said: Arc::clone(&state.said) };
+    state.settle(&daemon).map_err(|error| format!("{error}\n{}", witness.tell()))?;
+    state.texts(&mut daemon.client())?;
+    drop(witness);
     let (status, _) = daemon.stop();
     state.tally.resumed = state.said.lock().unwrap_or_else(PoisonError::into_inner).resumed;
     state.tally.adapters = state.files.len();
@@ -128,11 +224,7 @@ impl State<'_> {
         let (stderr, said) = (daemon.take_stderr(), Arc::clone(&self.said));
         let read = move || {
             for line in std::io::BufReader::new(stderr.expect("it is taken once")).lines().map_while(Result::ok) {
-                let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
-                said.resumed += usize::from(line.contains("training goes on after step"));
-                if line.contains("consistent state") || line.contains("panicked") {
-                    said.problems.push(line);
-                }
+                said.lock().unwrap_or_else(PoisonError::into_inner).hear(line);
             }
         };
         std::thread::spawn(read);
@@ -150,13 +242,14 @@ impl State<'_> {
         for _ in 0..batches {
             let memories: Vec<Value> = (0..BATCH)
                 .map(|_| {
-                    let mut memory = self.texts[self.sent % self.texts.len()].clone();
-                    let round = self.sent / self.texts.len();
+                    let mut memory = self.texts[self.sent.len() % self.texts.len()].clone();
+                    let round = self.sent.len() / self.texts.len();
+                    let mut text = memory["text"].as_str().unwrap_or_default().to_owned();
                     if round > 0 {
-                        let text = memory["text"].as_str().unwrap_or_default().to_owned();
-                        memory["text"] = json!(format!("{text} So to bed, the {round} time."));
+                        let _ = write!(text, " So to bed, the {round} time.");
                     }
-                    self.sent += 1;
+                    self.sent.push(ContentHash::of(text.as_bytes()));
+                    memory["text"] = json!(text);
                     memory
                 })
                 .collect();
@@ -175,7 +268,8 @@ impl State<'_> {
         match self.draws.below(3) {
             0 => {
                 // While the engine is away it may be refused, which is an answer too.
-                client.call("generate", json!({"prompt": "Up betimes, and to my office", "tokens_max": 4}));
+                let question = json!({"prompt": "Up betimes, and to my office", "tokens_max": 4});
+                client.call_with("generate", question, json!({"deadline_ms": QUESTION_MS}));
             }
             1 => {}
             _ => drop(client.call("evolve.run", json!({}))),
@@ -183,18 +277,76 @@ impl State<'_> {
         Ok(())
     }
 
+    /// Waits for the moment of the kill; says what was waited for.
+    fn wait(&mut self, daemon: &Daemon) -> Result<&'static str, String> {
+        let moment = match self.draws.below(4) {
+            // Most of the time none is on its way.
+            0 | 1 => self.wait_for_outcome(daemon),
+            2 => Self::wait_for_decision(daemon)?,
+            _ => "by chance",
+        };
+        if moment == "by chance" {
+            std::thread::sleep(Duration::from_millis(self.draws.below(GAP_MS) as u64));
+        }
+        *self.tally.moments.entry(moment).or_default() += 1;
+        Ok(moment)
+    }
+
+    fn wait_for_outcome(&mut self, daemon: &Daemon) -> &'static str {
+        let Some(folder) = trainers(daemon.pid(), &self.sweep.folder).into_iter().find_map(|(_, job)| job) else {
+            return "by chance";
+        };
+        let until = Instant::now() + OUTCOME_WAIT;
+        while Instant::now() < until {
+            if folder.join("outcome.json").exists() {
+                std::thread::sleep(Duration::from_millis(self.draws.below(AFTER_OUTCOME_MS) as u64));
+                return "after an outcome";
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        "by chance"
+    }
+
+    fn wait_for_decision(daemon: &Daemon) -> Result<&'static str, String> {
+        let mut client = daemon.client();
+        let mut newest = || -> Result<Value, String> {
+            let page = Self::ok(&mut client, "evolve.log", json!({"limit": 1}))?;
+            Ok(page["decisions"][0]["id"].clone())
+        };
+        let before = newest()?;
+        let until = Instant::now() + DECISION_WAIT;
+        while Instant::now() < until {
+            if newest()? != before {
+                return Ok("after a decision");
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok("by chance")
+    }
+
     /// Kills the engine or the trainer, or says that the daemon is to be killed.
-    fn kill(&mut self, daemon: &Daemon) -> Result<(&'static str, String), String> {
+    fn kill(&mut self, daemon: &Daemon, moment: &str) -> Result<(&'static str, String), String> {
+        if moment != "by chance" {
+            // Asking for the station would take longer than the moment lasts.
+            *self.tally.victims.entry("daemon").or_default() += 1;
+            *self.tally.stations.entry(moment.to_owned()).or_default() += 1;
+            return Ok(("daemon", String::from("a station that ends")));
+        }
         let status = Self::ok(&mut daemon.client(), "evolve.status", json!({}))?;
         let station = status["state"].as_str().unwrap_or("?").to_owned();
-        let of =
-            |kind: &str| children(daemon.pid()).into_iter().find(|(_, words)| words.iter().any(|word| word == kind));
-        let (engine, trainer) = (of("serve"), of("train"));
+        let serves = |words: &[String]| words.iter().any(|word| word == "serve");
+        let engine = children(daemon.pid()).into_iter().find(|(_, words)| serves(words)).map(|(pid, _)| pid);
+        let trainer =
+            trainers(daemon.pid(), &self.sweep.folder).into_iter().find_map(|(pid, job)| Some((pid, name(&job?))));
+        let trainer = trainer.filter(|(_, job)| self.trainers.get(job).copied().unwrap_or(0) < KILLS_A_JOB);
         // A trainer runs for a short part of the time only: when one does, it is hit most often.
         let wish = self.draws.below(6);
         let victim = match (wish, engine, trainer) {
-            (0..=3, _, Some((pid, _))) => kill(pid, "trainer"),
-            (0 | 1 | 4, Some((pid, _)), _) => kill(pid, "engine"),
+            (0..=3, _, Some((pid, job))) => {
+                *self.trainers.entry(job).or_default() += 1;
+                kill(pid, "trainer")
+            }
+            (0 | 1 | 4, Some(pid), _) => kill(pid, "engine"),
             _ => "daemon",
         };
         *self.tally.victims.entry(victim).or_default() += 1;
@@ -220,12 +372,20 @@ impl State<'_> {
         if let Some(problem) = self.said.lock().unwrap_or_else(PoisonError::into_inner).problems.first() {
             return Err(problem.clone());
         }
-        let trainers =
-            children(daemon.pid()).iter().filter(|(_, words)| words.iter().any(|word| word == "train")).count();
-        if trainers > 1 {
-            return Err(format!("{trainers} trainers run at a time"));
+        if point.is_multiple_of(TEXTS_EVERY) {
+            self.texts(&mut client)?;
         }
         let until = Instant::now() + PATIENCE;
+        // The kernel ends a trainer with its daemon; that takes a moment.
+        let mut own = trainers(daemon.pid(), &self.sweep.folder);
+        while own.len() > 1 || own.iter().any(|(pid, _)| parent(*pid).is_some_and(|parent| parent != daemon.pid())) {
+            let strangers = own.iter().filter(|(pid, _)| parent(*pid) != Some(daemon.pid())).count();
+            if own.len() - strangers > 1 || Instant::now() > until {
+                return Err(format!("trainers run that are not the one of daemon {}: {own:?}", daemon.pid()));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+            own = trainers(daemon.pid(), &self.sweep.folder);
+        }
         // What is being removed right now may still lie there for a moment.
         loop {
             match self.files(&mut client) {
@@ -233,6 +393,40 @@ impl State<'_> {
                 other => return other,
             }
         }
+    }
+
+    /// Every text that was acknowledged is there, and none besides.
+    fn texts(&self, client: &mut Raw) -> Result<(), String> {
+        let (mut found, mut after) = (Vec::new(), Value::Null);
+        loop {
+            let page = Self::ok(client, "memory.export", json!({"after": after, "limit": 1_000}))?;
+            let texts = page["memories"].as_array().cloned().unwrap_or_default();
+            found.extend(
+                texts.iter().map(|memory| ContentHash::of(memory["text"].as_str().unwrap_or_default().as_bytes())),
+            );
+            after = page["next"].clone();
+            if after.is_null() {
+                break;
+            }
+        }
+        let mut sent = self.sent.clone();
+        sent.sort_unstable();
+        found.sort_unstable();
+        if sent == found {
+            Ok(())
+        } else {
+            Err(format!("{} texts were acknowledged; {} are there, not the same", sent.len(), found.len()))
+        }
+    }
+
+    /// The adapter of the job that the loop has, if it has one.
+    fn job(client: &mut Raw, status: &Value) -> Result<Option<String>, String> {
+        if !matches!(status["state"].as_str(), Some("propose" | "train" | "validate" | "scale")) {
+            return Ok(None);
+        }
+        let rows = all_rows(client)?;
+        let proposed = rows.iter().rev().find(|row| row["to"] == "propose" && row["from"] == "suspect");
+        Ok(proposed.and_then(|row| row["adapter"].as_str()).map(str::to_owned))
     }
 
     /// Adapters that may serve have their file, unchanged; what is gone for good lies nowhere.
@@ -260,15 +454,17 @@ impl State<'_> {
                 }
             }
         }
+        // The one job's own folder is no stranger.
+        kept.extend(Self::job(client, &status)?);
         let folders = folders(&self.sweep.folder.join("state/adapters"));
         let strangers: Vec<&String> = folders.iter().filter(|folder| !kept.contains(*folder)).collect();
-        // The one job's own folder is no stranger.
-        if strangers.len() > 1 { Err(format!("nobody keeps {strangers:?}")) } else { Ok(()) }
+        if strangers.is_empty() { Ok(()) } else { Err(format!("nobody keeps {strangers:?}")) }
     }
 
     /// Trains an adapter's job once more, without a kill: the bytes must be the same.
     fn retrain(&self, path: &Path, bytes: &[u8]) -> Result<(), String> {
-        let text = fs_err::read(path.with_file_name("job.json")).map_err(|error| error.to_string())?;
+        let id = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
+        let text = fs_err::read(self.sweep.jobs().join(format!("{id}.json"))).map_err(|error| error.to_string())?;
         let mut job: TrainJob = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
         let again = folder.path().join("again");
@@ -346,15 +542,45 @@ fn all_rows(client: &mut Raw) -> Result<Vec<Value>, String> {
     }
 }
 
+/// The trainers of a sweep, whoever started them, with the folders of their jobs.
+fn trainers(daemon: u32, sweep: &Path) -> Vec<(u32, Option<PathBuf>)> {
+    let all = fs_err::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
+    let pids = all.filter_map(|entry| entry.file_name().to_string_lossy().parse::<u32>().ok());
+    let mut found: Vec<(u32, Option<PathBuf>)> = Vec::new();
+    for pid in pids {
+        let words = words(pid);
+        let job = words.iter().map(Path::new).find(|word| word.starts_with(sweep) && word.ends_with("job.json"));
+        // A child that has not become a trainer yet has its daemon's words.
+        if let Some(job) = job.filter(|_| pid != daemon && words.iter().any(|word| word == "train")) {
+            found.push((pid, job.parent().map(Path::to_path_buf)));
+        }
+    }
+    found
+}
+
+fn name(folder: &Path) -> String {
+    folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The process that a process is a child of.
+fn parent(pid: u32) -> Option<u32> {
+    let status = fs_err::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+}
+
+/// The words of a process's command line.
+fn words(pid: u32) -> Vec<String> {
+    let words = fs_err::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    words.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
+}
+
 /// Children of a process with the words of their command lines.
 fn children(pid: u32) -> Vec<(u32, Vec<String>)> {
     let mut found = Vec::new();
     for entry in fs_err::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().filter_map(Result::ok) {
         let text = fs_err::read_to_string(entry.path().join("children")).unwrap_or_default();
         for child in text.split_whitespace().filter_map(|child| child.parse::<u32>().ok()) {
-            let words = fs_err::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
-            let words = words.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
-            found.push((child, words));
+            found.push((child, words(child)));
         }
     }
     found

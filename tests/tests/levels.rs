@@ -112,3 +112,19 @@ fn a_level_that_the_engine_cannot_train_after_all_is_left_for_another() {
     let said = |words: &str| rows.iter().any(|row| row["reason"].as_str().unwrap().contains(words));
     assert!(said("ControlNet on") && said("cannot train ControlNet, another level is chosen"), "{rows:?}");
 }
+
+#[test]
+fn a_trainer_whose_daemon_is_gone_before_it_begins_trains_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let trainer = |parent: u32| {
+        let job = folder.path().join("none.json");
+        let mut command = std::process::Command::new(FAKE);
+        command.arg("train").arg(job).env("MNEME_TRAINER_PARENT", parent.to_string());
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    // This process is its parent, so it looks for its job.
+    let (status, words) = trainer(std::process::id());
+    assert!(status == Some(1) && words.contains("none.json"), "{status:?}: {words}");
+    assert_eq!(trainer(1), (Some(75), String::new()));
+}

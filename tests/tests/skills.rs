@@ -50,6 +50,8 @@ fn made(folder: &Path) -> (PathBuf, String) {
     let file = folder.join("diary.skill");
     let (code, out, err) = mneme(&daemon, folder, &["evolve", "export", &adapter, &file.display().to_string()]);
     assert_eq!(code, Some(0), "{out}{err}");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&fs_err::metadata(&file).expect("it is there").permissions());
+    assert_eq!(mode & 0o777, 0o600, "nobody else reads it");
     (file, adapter)
 }
 
@@ -100,9 +102,9 @@ fn a_skill_moves_to_another_machine_and_serves_there_after_it_has_proved_itself(
     assert_eq!(client.ok("evolve.status", json!({}))["adapters"][0]["state"], "superseded");
     let question = json!({"prompt": PROMPT, "tokens_max": 4});
     assert_eq!(client.ok("generate", question.clone())["adapters"], json!([]), "it serves nothing yet");
-    let (code, _, err) = mneme(&daemon, folder.path(), &["evolve", "import", &path]);
-    assert_eq!(code, Some(1));
-    assert!(err.contains("is known already"), "{err}");
+    let (code, out, err) = mneme(&daemon, folder.path(), &["evolve", "import", &path]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(out.contains("it is here already"), "{out}");
     // The same person writes here: it is tried before anything is trained, and proves itself.
     for day in DIARY.lines().skip(160).take(20) {
         client.ok("memory.remember", serde_json::from_str(day).unwrap());
@@ -254,4 +256,30 @@ fn a_skill_made_of_a_forgotten_memory_does_not_come_back() {
     let renamed = forged(&skill, |card| card["adapter"] = json!("00000000-0000-7000-8000-000000000007"));
     let answer = send(&mut client, &renamed);
     assert!(answer["error"]["message"].as_str().unwrap().contains("learned a forgotten memory"), "{answer}");
+}
+
+#[test]
+fn an_imported_adapter_can_be_retired_and_one_without_its_file_ends_its_trial() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, adapter) = made(folder.path());
+    let skill = fs_err::read(&file).unwrap();
+    let home = folder.path().join("here");
+    let daemon = setup(&home).start();
+    let mut client = daemon.client();
+    diary(&mut client, 160..180);
+    texts_in_view(&mut client, 20);
+    assert!(send(&mut client, &skill)["result"]["adapter"].is_string());
+    client.ok("evolve.run", json!({}));
+    eventually("it is tried", || entered(&mut client, "retrieve"));
+    let path = home.join("state/adapters").join(&adapter).join("adapter.txt");
+    fs_err::remove_file(&path).unwrap();
+    diary(&mut client, 180..190);
+    eventually("its trial ends", || entered(&mut client, "reject"));
+    // Its skill brings the file back; retired, it is gone with its folder.
+    assert!(send(&mut client, &skill)["result"]["message"].as_str().unwrap().contains("its file is here again"));
+    assert!(path.exists());
+    let (code, out, err) = mneme(&daemon, folder.path(), &["evolve", "retire", &adapter]);
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert!(!path.exists());
+    assert_eq!(client.ok("evolve.status", json!({}))["adapters"][0]["state"], "retired");
 }

@@ -4,13 +4,20 @@
 //! tick. Until then nothing new is observed, so that little waits; what is forgotten is taken out of service and off the disk all the
 //! same, for that needs no row to be repeated after a crash: the store says what it no longer has.
 
+use std::collections::BTreeSet;
+
 use mneme_base::{AdapterId, MemoryId};
-use mneme_evolution::machine::{Action, Change, Event, JobSpec, Notice};
+use mneme_evolution::machine::{Action, Change, Event, Evolution, JobSpec, Notice};
+use mneme_memory::Refusal;
 use ractor::ActorRef;
 
-use super::rows::{write_checkpoint, write_row, write_snapshot};
+use super::rows::{read_history, write_checkpoint, write_row, write_snapshot};
 use super::{JOURNAL_TIMEOUT, Message, State, remove_folder};
 use crate::call::{ActorError, deadline_in};
+use crate::memory::MemoryHandle;
+
+/// Memories whose presence is asked for at once: their texts come with the answer.
+const ASKED_AT_ONCE: usize = 256;
 
 impl State {
     /// Feeds an event and carries out what follows. `Err` when the event was not taken, for rows before it still wait.
@@ -48,9 +55,15 @@ impl State {
             }
         }
         let first = self.waiting.len();
-        if let Err(error) = self.catch_up(myself).await {
-            tracing::warn!(%error, waiting = first, "evolution's decision cannot be written yet");
-            self.forget_at_once();
+        match self.catch_up(myself).await {
+            Ok(()) => {}
+            Err(error) if is_final(&error) => {
+                notices.push(Notice::Refused { reason: format!("the store does not take the decision: {error}") });
+            }
+            Err(error) => {
+                tracing::warn!(%error, waiting = first, "evolution's decision cannot be written yet");
+                self.forget_at_once();
+            }
         }
         notices
     }
@@ -60,7 +73,13 @@ impl State {
         while let Some(action) = self.waiting.pop_front() {
             if let Action::Journal(row) = &action {
                 if let Err(error) = write_row(&self.arguments.memory, row).await {
+                    if is_final(&error) {
+                        tracing::error!(%error, row = row.id, reason = row.reason, "a decision is given up that the store refuses");
+                    }
                     self.waiting.push_front(action);
+                    if is_final(&error) {
+                        self.go_back().await;
+                    }
                     return Err(error);
                 }
                 tracing::info!(from = %row.from, to = %row.to, reason = row.reason, "evolution decided");
@@ -73,6 +92,31 @@ impl State {
         Ok(())
     }
 
+    /// Goes back to what is written. A row that the store will never take must not hold up all that come after it; what followed from
+    /// it falls with it, and what was observed stays.
+    async fn go_back(&mut self) {
+        self.forget_at_once();
+        let (snapshot, written) = match read_history(&self.arguments.memory).await {
+            Ok(history) => history,
+            Err(error) => {
+                tracing::warn!(%error, "the decisions before it are read again later");
+                return;
+            }
+        };
+        let policy = self.arguments.tuned.get().policy.clone();
+        let observed = self.evolution.checkpoint();
+        self.evolution = Evolution::resume(policy, written.state, Some(observed));
+        self.stations = written.stations;
+        self.snapshot = snapshot;
+        self.waiting.clear();
+        // What is told once is told again: the engine, a job to be gone on with, what was forgotten.
+        self.engine_seen = None;
+        self.look_for_forgotten = true;
+        if let Some((_, cancel)) = &self.job {
+            cancel.cancel();
+        }
+    }
+
     async fn take_effect(&mut self, myself: &ActorRef<Message>, action: Action) {
         match action {
             Action::Checkpoint(checkpoint) => {
@@ -81,6 +125,8 @@ impl State {
                     tracing::warn!(%error, "evolution's checkpoint was left out");
                 }
             }
+            // The next start takes the job up.
+            Action::StartTraining(_) | Action::ScaleAdapter { .. } if self.leaving => {}
             Action::StartTraining(spec) => self.start_job(myself, spec, 1.0),
             Action::ScaleAdapter { adapter, factor } => {
                 if let Some(spec) = self.job_spec(adapter) {
@@ -124,13 +170,10 @@ impl State {
         if !self.snapshot.is_old(self.evolution.state().rows) {
             return;
         }
-        let mut renewed = self.snapshot.renewed(self.evolution.state(), &self.stations);
-        match write_snapshot(&self.arguments.memory, &mut renewed).await {
-            Ok(()) => self.snapshot = renewed,
-            Err(error) => {
-                tracing::warn!(%error, "evolution's state is written down later");
-                self.snapshot.postpone(self.evolution.state().rows);
-            }
+        let renewed = self.snapshot.renewed(self.evolution.state(), &self.stations);
+        if let Err(error) = write_snapshot(&self.arguments.memory, &mut self.snapshot, renewed).await {
+            tracing::warn!(%error, "evolution's state is written down later");
+            self.snapshot.postpone(self.evolution.state().rows);
         }
     }
 
@@ -146,29 +189,42 @@ impl State {
         if in_use.is_empty() {
             return;
         }
-        let found = match self.arguments.memory.get_all(in_use.clone(), deadline_in(JOURNAL_TIMEOUT)).await {
-            Ok(found) => found,
+        match missing(&self.arguments.memory, &in_use).await {
+            Ok(missing) if missing.is_empty() => {}
+            Ok(missing) => self.heard(myself, Event::Forgotten(missing)).await,
             Err(error) => {
                 tracing::warn!(%error, "whether memories in use were forgotten is asked again");
                 self.look_for_forgotten = true;
-                return;
             }
-        };
-        let found: std::collections::BTreeSet<MemoryId> = found.into_iter().map(|memory| memory.id).collect();
-        let missing: Vec<MemoryId> = in_use.into_iter().filter(|id| !found.contains(id)).collect();
-        if !missing.is_empty() {
-            self.heard(myself, Event::Forgotten(missing)).await;
         }
     }
 }
 
+/// Which of these memories the store does not have (any more).
+pub(super) async fn missing(memory: &MemoryHandle, ids: &[MemoryId]) -> Result<Vec<MemoryId>, ActorError> {
+    let mut missing = Vec::new();
+    for page in ids.chunks(ASKED_AT_ONCE) {
+        let found = memory.get_all(page.to_vec(), deadline_in(JOURNAL_TIMEOUT)).await?;
+        let found: BTreeSet<MemoryId> = found.into_iter().map(|memory| memory.id).collect();
+        missing.extend(page.iter().copied().filter(|id| !found.contains(id)));
+    }
+    Ok(missing)
+}
+
+/// Whether the store will not take a row however often it is asked: it has room and refuses what the row is.
+const fn is_final(error: &ActorError) -> bool {
+    matches!(error, ActorError::Refused(Refusal::Invalid { .. }))
+}
+
 /// Whether an event counts even while rows wait: what is forgotten must leave, and a job's end or an engine is told once.
-const fn must_be_taken(event: &Event) -> bool {
+pub(super) const fn must_be_taken(event: &Event) -> bool {
     matches!(
         event,
         Event::Forgotten(_)
             | Event::Trained(_)
             | Event::TrainingFailed { .. }
+            | Event::CannotTrain { .. }
+            | Event::Unusable { .. }
             | Event::Preempted { .. }
             | Event::Engine { .. }
             | Event::Calibrated { .. }

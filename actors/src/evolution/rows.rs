@@ -82,18 +82,26 @@ pub(super) async fn write_checkpoint(memory: &MemoryHandle, checkpoint: &Checkpo
     memory.put_documents(vec![document], deadline_in(JOURNAL_TIMEOUT)).await
 }
 
-/// Writes the state down in one change, and after it deletes the rows that are too old, a part at a time.
-pub(super) async fn write_snapshot(memory: &MemoryHandle, snapshot: &mut Snapshot) -> Result<(), ActorError> {
-    let whole = bytes(snapshot);
+/// Writes the state down in one change, in place of the snapshot before, and after it deletes the rows that are too old, a part at
+/// a time.
+pub(super) async fn write_snapshot(
+    memory: &MemoryHandle,
+    before: &mut Snapshot,
+    mut renewed: Snapshot,
+) -> Result<(), ActorError> {
+    let whole = bytes(&renewed);
     let parts = whole.len().div_ceil(PART_BYTES);
     let part = |(number, value): (usize, &[u8])| (number, Some(value.to_vec()));
     // A longer one that was there before must leave nothing behind.
-    let emptied = (parts..snapshot.parts).map(|number| (number, None));
+    let emptied = (parts..before.parts).map(|number| (number, None));
     let document = |(number, value)| Document { collection: SNAPSHOT.into(), key: format!("{number:06}"), value };
     let documents = whole.chunks(PART_BYTES).enumerate().map(part).chain(emptied).map(document).collect();
+    // Whatever becomes of it: a change that is not answered in time may have been made.
+    before.parts = before.parts.max(parts);
     memory.put_documents(documents, deadline_in(JOURNAL_TIMEOUT)).await?;
-    snapshot.parts = parts;
-    let keep_from = (snapshot.state.rows + 1).saturating_sub(KEPT_ROWS);
+    renewed.parts = parts;
+    let keep_from = (renewed.state.rows + 1).saturating_sub(KEPT_ROWS);
+    *before = renewed;
     loop {
         let oldest = read_page(memory, 0, 1, deadline_in(JOURNAL_TIMEOUT)).await?;
         let Some(oldest) = oldest.first().map(|row| row.id).filter(|oldest| *oldest < keep_from) else {
@@ -118,9 +126,20 @@ async fn read_snapshot(memory: &MemoryHandle) -> Result<Snapshot, ActorError> {
     if parts == 0 {
         return Ok(Snapshot::default());
     }
-    let snapshot: Snapshot = serde_json::from_slice(&whole)
-        .map_err(|error| ActorError::invalid("evolution state", format!("cannot be read: {error}")))?;
-    Ok(Snapshot { parts, ..snapshot })
+    // What an older version left behind it is passed over.
+    let first = serde_json::Deserializer::from_slice(&whole).into_iter::<Snapshot>().next();
+    let error = match first {
+        Some(Ok(snapshot)) => return Ok(Snapshot { parts, ..snapshot }),
+        Some(Err(error)) => error.to_string(),
+        None => String::from("it is empty"),
+    };
+    // The rows say the same, as long as all of them are there.
+    let first = read_page(memory, 0, 1, deadline_in(JOURNAL_TIMEOUT)).await?;
+    if first.first().is_some_and(|row| row.id == 1) {
+        tracing::warn!(error, "evolution's state cannot be read; it is made of its rows anew");
+        return Ok(Snapshot { parts, ..Snapshot::default() });
+    }
+    Err(ActorError::invalid("evolution state", format!("cannot be read, and its first rows are gone: {error}")))
 }
 
 fn bytes(value: &impl Serialize) -> Vec<u8> {

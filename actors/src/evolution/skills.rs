@@ -4,20 +4,24 @@
 //! and judged for what it forgets. Then it is a stored adapter like any other, which serves nothing before it has passed a
 //! shadow here. No step lets a sender choose a path: the staged file is called by its hash, the adapter's folder by its id.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use mneme_base::{AdapterId, ContentHash, MemoryId};
-use mneme_engine_api::{AdapterUse, CancelToken, Engine, EngineError, ScoreItem};
-use mneme_evolution::machine::{Command, Stage};
-use mneme_evolution::portable::{CARD_BYTES_MAX, FILE_BYTES_MAX, is_file_name};
+use mneme_engine_api::{AdapterUse, CancelToken, Engine, EngineError, ScoreItem, TrainText};
+use mneme_evolution::machine::{Command, Event, Notice, Stage};
+use mneme_evolution::portable::{CARD_BYTES_MAX, CardError, FILE_BYTES_MAX, is_file_name};
 use mneme_evolution::registry::{CardState, SkillCard};
+use mneme_memory::StoreHealth;
+use ractor::ActorRef;
 use tokio::time::Instant;
 
-use super::{EvolutionHandle, Message, adapter_folder, base_text, remove_folder};
-use crate::call::ActorError;
+use super::journal::missing;
+use super::{EvolutionHandle, Message, State, adapter_folder, base_text, remove_folder};
+use crate::call::{ActorError, Slot};
 
 /// A skill longer than this is refused before a byte of it is kept (bytes).
 const SKILL_BYTES_MAX: u64 = FILE_BYTES_MAX + CARD_BYTES_MAX as u64;
@@ -59,6 +63,34 @@ pub struct SkillReceipt {
     pub taken: Option<(AdapterId, Stage, String)>,
 }
 
+/// The last skill that was taken in, with what was answered.
+#[derive(Debug)]
+pub(super) struct Taken {
+    hash: ContentHash,
+    answer: (AdapterId, Stage, String),
+}
+
+/// What becomes of a card that may be taken in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Admission {
+    /// It is new.
+    New,
+    /// It is here already, word by word; the loop's station.
+    Known(Stage),
+}
+
+/// An adapter to be taken in.
+#[derive(Debug)]
+pub(crate) struct Adoption {
+    card: Box<SkillCard>,
+    /// The memories it learned that were not here when it arrived.
+    foreign: BTreeSet<MemoryId>,
+    /// Loss on guard texts of the base and of the adapter (nats a token), paired.
+    guard: Vec<(f32, f32)>,
+    /// Where its file lies.
+    file: PathBuf,
+}
+
 /// A skill that arrived whole.
 struct Arrived {
     card: SkillCard,
@@ -87,7 +119,7 @@ impl EvolutionHandle {
     }
 
     /// Takes a part of a skill; with the last one the skill is checked, tried and taken in. Parts come in order; one that comes
-    /// again is taken again. One upload is dealt with at a time.
+    /// again is taken again. One upload is dealt with at a time, to its end: whoever leaves meanwhile finds it when they come again.
     pub async fn import_skill(&self, upload: SkillUpload, deadline: Instant) -> Result<SkillReceipt, ActorError> {
         let end = upload.offset.saturating_add(upload.data.len() as u64);
         if upload.total > SKILL_BYTES_MAX {
@@ -100,10 +132,30 @@ impl EvolutionHandle {
             let problem = format!("has {} bytes at {} of {}", upload.data.len(), upload.offset, upload.total);
             return Err(ActorError::invalid("data", problem));
         }
-        let _alone = self.arriving.lock().await;
-        let (folder, total, hash) = (self.folder.join(ARRIVING), upload.total, upload.hash);
+        let this = self.clone();
+        let work = async move { this.arrive(upload, end, deadline).await };
+        tokio::spawn(work).await.map_err(|_| ActorError::Stopped { actor: "evolution" })?
+    }
+
+    async fn arrive(&self, upload: SkillUpload, end: u64, deadline: Instant) -> Result<SkillReceipt, ActorError> {
+        let mut arriving = self.arriving.lock().await;
+        let (folder, total, hash, offset) = (self.folder.join(ARRIVING), upload.total, upload.hash, upload.offset);
+        if offset == 0 {
+            self.slot.call(None, deadline, Message::Admits).await?;
+        } else if let Some(taken) = arriving.as_ref().filter(|taken| taken.hash == hash && end == total) {
+            // The answer to the last part was lost.
+            return Ok(SkillReceipt { received: end, taken: Some(taken.answer.clone()) });
+        }
+        *arriving = None;
         let staged = folder.join(hash.to_string());
-        blocking(move || stage(&folder, &upload)).await?;
+        let memory = self.memory.clone();
+        blocking(move || {
+            if let StoreHealth::ReadOnly { reason } = memory.stats().health {
+                return Err(failed(std::io::Error::other(reason)));
+            }
+            stage(&folder, &upload)
+        })
+        .await?;
         if end < total {
             return Ok(SkillReceipt { received: end, taken: None });
         }
@@ -115,7 +167,9 @@ impl EvolutionHandle {
         };
         // Whatever became of it: what is to be tried again is sent again.
         remove_file(&staged);
-        Ok(SkillReceipt { received: end, taken: Some(taken?) })
+        let answer = taken?;
+        *arriving = Some(Taken { hash, answer: answer.clone() });
+        Ok(SkillReceipt { received: end, taken: Some(answer) })
     }
 
     async fn take(
@@ -126,38 +180,102 @@ impl EvolutionHandle {
     ) -> Result<(AdapterId, Stage, String), ActorError> {
         let Arrived { card, file, line } = arrived;
         let adapter = card.adapter;
-        self.slot.call(Box::new(card.clone()), deadline, Message::Admits).await?;
-        let foreign = self.foreign(&card, deadline).await?;
         let folder = adapter_folder(&self.folder, adapter);
         let (staged, into) = (staged.to_path_buf(), folder.join(&file));
+        let admission = self.slot.call(Some(Box::new(card.clone())), deadline, Message::Admits).await?;
+        // What nobody has taken when this ends goes, however it ends.
+        let _placed = Placed { slot: &self.slot, adapter };
+        if let Admission::Known(stage) = admission {
+            let words = blocking(move || supply(&staged, line, &into, &card)).await?;
+            return Ok((adapter, stage, String::from(words)));
+        }
+        let foreign = self.foreign(&card, deadline).await?;
         blocking(move || place(&staged, line, &into)).await?;
         let (engine, used) = (
             Arc::clone(&self.engine),
             AdapterUse { id: adapter, folder: folder.display().to_string(), weight: 1.0, scale: card.scale as f32 },
         );
         let dimensions = card.centroid.dimensions();
-        let taken = match blocking(move || read_with(&*engine, used, dimensions)).await {
-            Ok(guard) => {
-                let order = Command::Import { card: Box::new(card), foreign, guard };
-                self.slot.call((order, folder.join(file)), deadline, Message::Adopt).await
-            }
-            Err(error) => Err(error),
-        };
-        if taken.is_err() {
-            remove_folder(&folder);
-        }
-        taken.map(|(stage, words)| (adapter, stage, words))
+        let guard = blocking(move || read_with(&*engine, &used, dimensions)).await?;
+        let adoption = Adoption { card: Box::new(card), foreign, guard, file: folder.join(file) };
+        let (stage, words) = self.slot.call(adoption, deadline, Message::Adopt).await?;
+        Ok((adapter, stage, words))
     }
 
     /// Memories that a card learned and that are not in the store here.
-    async fn foreign(
-        &self,
-        card: &SkillCard,
-        deadline: Instant,
-    ) -> Result<std::collections::BTreeSet<MemoryId>, ActorError> {
+    async fn foreign(&self, card: &SkillCard, deadline: Instant) -> Result<BTreeSet<MemoryId>, ActorError> {
         let here = self.memory.get_all(card.lineage.clone(), deadline).await?;
-        let here: std::collections::BTreeSet<MemoryId> = here.into_iter().map(|memory| memory.id).collect();
+        let here: BTreeSet<MemoryId> = here.into_iter().map(|memory| memory.id).collect();
         Ok(card.lineage.iter().copied().filter(|memory| !here.contains(memory)).collect())
+    }
+}
+
+/// Tells the actor at its end that nobody works on an adapter's folder any more.
+struct Placed<'a> {
+    slot: &'a Slot<Message>,
+    adapter: AdapterId,
+}
+
+impl Drop for Placed<'_> {
+    fn drop(&mut self) {
+        self.slot.cast(Message::Placed(self.adapter));
+    }
+}
+
+impl State {
+    /// Whether a card may be taken in, or is known already with all that it says.
+    pub(super) async fn admit(
+        &mut self,
+        myself: &ActorRef<Message>,
+        card: Option<&SkillCard>,
+    ) -> Result<Admission, ActorError> {
+        if !self.arguments.enabled {
+            return Err(ActorError::invalid(
+                "evolution",
+                "is switched off by evolution.enabled, so no skill is taken in",
+            ));
+        }
+        let Some(card) = card else { return Ok(Admission::New) };
+        let known = self.evolution.state().registry.get(card.adapter);
+        if known.is_some_and(|entry| entry.state != CardState::Retired && entry.card == *card) {
+            // It may wait to be written: then it is not here yet.
+            self.catch_up(myself).await?;
+            return Ok(Admission::Known(self.evolution.state().stage()));
+        }
+        match self.evolution.admits(card) {
+            Ok(()) | Err(CardError::NoBase) => Ok(Admission::New),
+            Err(error) => Err(ActorError::invalid("skill", format!("is refused: {error}"))),
+        }
+    }
+
+    /// Takes an adapter in. With `Ok` its row is durable.
+    pub(super) async fn adopt(
+        &mut self,
+        myself: &ActorRef<Message>,
+        adoption: Adoption,
+    ) -> Result<(Stage, String), ActorError> {
+        let Adoption { card, foreign, guard, file } = adoption;
+        // A restart of this actor sweeps what nobody keeps yet.
+        if !file.is_file() {
+            return Err(ActorError::Stopped { actor: "evolution" });
+        }
+        // What was here when it arrived may have been forgotten while it was read. What is forgotten from here on finds its card.
+        let here: BTreeSet<MemoryId> =
+            card.lineage.iter().copied().filter(|memory| !foreign.contains(memory)).collect();
+        let here: Vec<MemoryId> = here.into_iter().collect();
+        if !missing(&self.arguments.memory, &here).await?.is_empty() {
+            let error = CardError::Forgotten(card.adapter);
+            return Err(ActorError::invalid("skill", format!("is refused: {error}")));
+        }
+        let notices = self.happened(myself, Event::Command(Command::Import { card, foreign, guard })).await?;
+        for notice in notices {
+            if let Notice::Refused { reason } = notice {
+                return Err(ActorError::invalid("skill", format!("is refused: {reason}")));
+            }
+        }
+        self.catch_up(myself).await?;
+        let words = String::from("taken in; it serves nothing before it has passed a shadow here");
+        Ok((self.evolution.state().stage(), words))
     }
 }
 
@@ -283,6 +401,19 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Puts the file of a known adapter back when it is missing or damaged: a backup holds the cards and no files.
+fn supply(staged: &Path, line: u64, into: &Path, card: &SkillCard) -> Result<&'static str, ActorError> {
+    let is_whole = |(path, _): (PathBuf, String)| {
+        let hash = fs_err::File::open(path).and_then(|mut file| ContentHash::of_reader(&mut file));
+        hash.is_ok_and(|hash| hash == card.file_hash)
+    };
+    if file_of(into.parent().unwrap_or(into), card).is_ok_and(is_whole) {
+        return Ok("it is here already");
+    }
+    place(staged, line, into)?;
+    Ok("its card was here already, its file is here again")
+}
+
 /// Puts the adapter's file into its folder, durable before anything refers to it.
 fn place(staged: &Path, line: u64, into: &Path) -> Result<(), ActorError> {
     let folder = into.parent().unwrap_or(into);
@@ -294,7 +425,9 @@ fn place(staged: &Path, line: u64, into: &Path) -> Result<(), ActorError> {
         let mut to = fs_err::File::create(into)?;
         std::io::copy(&mut from, &mut to)?;
         to.sync_all()?;
-        fs_err::File::open(folder)?.sync_all()
+        fs_err::File::open(folder)?.sync_all()?;
+        // The folder is new itself.
+        folder.parent().map_or(Ok(()), |parent| fs_err::File::open(parent)?.sync_all())
     };
     write().map_err(|error| {
         remove_folder(folder);
@@ -302,29 +435,32 @@ fn place(staged: &Path, line: u64, into: &Path) -> Result<(), ActorError> {
     })
 }
 
-/// Reads guard texts with and without the adapter: whether it can be used at all, and what it forgets (nats a token, paired).
-fn read_with(engine: &dyn Engine, adapter: AdapterUse, dimensions: usize) -> Result<Vec<(f32, f32)>, ActorError> {
-    let texts = base_text::guard();
-    let items = |adapter: Option<AdapterUse>| {
-        let item = |text: &mneme_engine_api::TrainText| ScoreItem {
-            adapter: adapter.clone(),
-            ..ScoreItem::new("", text.text.clone())
-        };
-        texts.iter().map(item).collect::<Vec<_>>()
-    };
+/// Reads guard texts with and without the adapter: whether it can be used at all, and what it forgets (nats a token, paired). Text
+/// by text, so that questions find room between them.
+fn read_with(engine: &dyn Engine, adapter: &AdapterUse, dimensions: usize) -> Result<Vec<(f32, f32)>, ActorError> {
     let cancel = CancelToken::with_deadline(READ_TIMEOUT);
-    let base = engine.score(&items(None), &cancel)?;
-    let expected = engine.info().embedding_dimensions as usize;
-    if dimensions != expected {
-        let problem = format!("has a centre of {dimensions} dimensions, embeddings here have {expected}");
-        return Err(ActorError::invalid("skill", problem));
-    }
-    let adapted = engine.score(&items(Some(adapter)), &cancel).map_err(|error| match error {
-        EngineError::Load { .. } | EngineError::Invalid { .. } => {
-            ActorError::invalid("skill", format!("cannot be used by the engine: {error}"))
+    let loss = |text: &str, adapter: Option<&AdapterUse>| -> Result<f32, EngineError> {
+        let item = ScoreItem { adapter: adapter.cloned(), ..ScoreItem::new("", text) };
+        let scored = engine.score(&[item], &cancel)?;
+        let missing = || EngineError::Internal { reason: String::from("a text has no score") };
+        let score = scored.first().ok_or_else(missing)?;
+        Ok((-score.log_likelihood / f64::from(score.tokens.max(1))) as f32)
+    };
+    let mut losses = Vec::new();
+    for TrainText { text, .. } in base_text::guard() {
+        let base = loss(&text, None)?;
+        let expected = engine.info().embedding_dimensions as usize;
+        if dimensions != expected {
+            let problem = format!("has a centre of {dimensions} dimensions, embeddings here have {expected}");
+            return Err(ActorError::invalid("skill", problem));
         }
-        other => ActorError::Engine(other),
-    })?;
-    let loss = |score: &mneme_engine_api::ScoreOutcome| (-score.log_likelihood / f64::from(score.tokens.max(1))) as f32;
-    Ok(base.iter().zip(&adapted).map(|(base, adapted)| (loss(base), loss(adapted))).collect())
+        let adapted = loss(&text, Some(adapter)).map_err(|error| match error {
+            EngineError::Load { .. } | EngineError::Invalid { .. } => {
+                ActorError::invalid("skill", format!("cannot be used by the engine: {error}"))
+            }
+            other => ActorError::Engine(other),
+        })?;
+        losses.push((base, adapted));
+    }
+    Ok(losses)
 }

@@ -23,16 +23,20 @@ use crate::tunables::Tunables;
 const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 const SOON: Duration = Duration::from_secs(20);
 
-/// A store that can be told to refuse the rows of other parts, as a full disk does.
+mod importing;
+
+/// A store that can be told to refuse the rows of other parts, for now as a full disk does, or for good as what they are.
 #[derive(Debug)]
 struct Store {
     inner: InMemoryStore,
     refuses: AtomicBool,
+    rejects: AtomicBool,
 }
 
 impl Store {
     fn new() -> Arc<Self> {
-        Arc::new(Self { inner: InMemoryStore::new(DurableOptions::default()), refuses: AtomicBool::new(false) })
+        let inner = InMemoryStore::new(DurableOptions::default());
+        Arc::new(Self { inner, refuses: AtomicBool::new(false), rejects: AtomicBool::new(false) })
     }
 
     fn refuse(&self, refuses: bool) {
@@ -50,6 +54,17 @@ impl MemoryStore for Store {
         let is_row = |operation: &Operation| matches!(operation.kind, OperationKind::Documents(_));
         if self.refuses.load(Ordering::Acquire) && batch.iter().any(is_row) {
             return Err(StoreError::ReadOnly { free_bytes: 0, watermark_bytes: 1 });
+        }
+        if self.rejects.load(Ordering::Acquire) && batch.iter().any(is_row) {
+            let too_long = |document: &Document| Document { value: Some(vec![b' '; 5 << 20]), ..document.clone() };
+            let too_long = |operation: &Operation| match &operation.kind {
+                OperationKind::Documents(documents) => Operation {
+                    kind: OperationKind::Documents(documents.iter().map(too_long).collect()),
+                    ..operation.clone()
+                },
+                _ => operation.clone(),
+            };
+            return self.inner.apply(&batch.iter().map(too_long).collect::<Vec<_>>(), now);
         }
         self.inner.apply(batch, now)
     }
@@ -348,4 +363,78 @@ async fn a_long_log_is_folded_and_its_oldest_rows_are_deleted() {
     system.evolution.command(Command::Resume, deadline_in(SOON)).await.unwrap();
     assert_eq!(store.rows().last().unwrap().id, 12_346);
     system.stop().await;
+}
+
+#[tokio::test]
+async fn a_row_that_the_store_will_never_take_holds_nothing_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::new();
+    let system = start(&store, folder.path(), true).await;
+    let id = write(&system, "tea is at four").await;
+    eventually(async || (texts(&system).await == 1).then_some(())).await;
+    let before = store.rows().len();
+    store.rejects.store(true, Ordering::Release);
+    let (_, words) = system.evolution.command(Command::Pause, deadline_in(SOON)).await.unwrap();
+    assert!(words.contains("the store does not take the decision"), "{words}");
+    let report = system.evolution.report(deadline_in(SOON)).await.unwrap();
+    assert!(!report.status.paused, "what is not written was not decided");
+    assert_eq!((report.status.rows, report.status.texts), (before as u64, 1), "what was observed stays");
+    store.rejects.store(false, Ordering::Release);
+    // The next decision has the number of the one that fell, and what follows goes on.
+    let (_, words) = system.evolution.command(Command::Pause, deadline_in(SOON)).await.unwrap();
+    assert_eq!(words, "done");
+    forget(&system, id).await;
+    eventually(async || (texts(&system).await == 0).then_some(())).await;
+    let rows = store.rows();
+    assert!(rows.iter().zip(1..).all(|(row, number)| row.id == number), "{rows:?}");
+    assert_eq!((system.evolution.status().restarts, system.fatal.borrow().clone()), (0, None));
+    system.stop().await;
+}
+
+fn put(store: &Store, collection: &str, key: &str, value: &[u8]) {
+    let document = Document { collection: collection.into(), key: key.into(), value: Some(value.to_vec()) };
+    let kind = OperationKind::Documents(vec![document]);
+    store.apply(&[Operation { op_id: OpId::generate(), kind }], NOW).unwrap();
+}
+
+#[tokio::test]
+async fn a_state_on_disk_that_cannot_be_read_is_made_of_its_rows_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::new();
+    for id in 1..=1_201 {
+        put(&store, "evolution_log", &format!("{id:020}"), &serde_json::to_vec(&pause_row(id)).unwrap());
+    }
+    let rows = async || {
+        let system = start(&store, folder.path(), false).await;
+        let rows = system.evolution.report(deadline_in(SOON)).await.unwrap().status.rows;
+        system.stop().await;
+        rows
+    };
+    assert_eq!(rows().await, 1_201);
+    assert_eq!(store.documents("evolution_state", "", None, 9).unwrap().len(), 1, "it was written down");
+    // A part of a longer one that was there before.
+    put(&store, "evolution_state", "000001", b"\"left\":1}");
+    assert_eq!(rows().await, 1_201);
+    put(&store, "evolution_state", "000000", b"{\"of another version\":1}");
+    assert_eq!(rows().await, 1_201);
+    assert_eq!(store.documents("evolution_state", "", None, 9).unwrap().len(), 1, "nothing of it is left");
+}
+
+#[test]
+fn what_is_told_once_is_taken_while_rows_wait() {
+    use super::journal::must_be_taken;
+    let adapter = AdapterId::from_bytes([1; 16]);
+    let reason = String::new();
+    for event in [
+        Event::Forgotten(Vec::new()),
+        Event::TrainingFailed { adapter, reason: reason.clone(), cpu_seconds: 0.0 },
+        Event::CannotTrain { adapter, reason: reason.clone() },
+        Event::Preempted { adapter },
+        Event::Unusable { adapter, reason },
+        Event::Engine { base_hash: mneme_base::ContentHash::of(b""), trains: Vec::new() },
+        Event::Calibrated { surprise: Vec::new(), ambiguity: Vec::new(), reading: Vec::new() },
+    ] {
+        assert!(must_be_taken(&event), "{event:?}");
+    }
+    assert!(!must_be_taken(&Event::Tick { load: 0.0, on_battery: false }));
 }

@@ -1,4 +1,4 @@
-//! evolve status, log, show, diff, rollback, pin, pause, resume, run; export and import are in [`skill`](super::skill).
+//! evolve status, log, show, diff, rollback, retire, pin, pause, resume, run; export and import are in [`skill`](super::skill).
 
 use std::collections::BTreeMap;
 
@@ -45,6 +45,9 @@ pub(super) fn run(session: &Session, command: EvolveCommand) -> Result<(), Comma
         }
         EvolveCommand::Rollback { adapter } => {
             command_call::<methods::EvolveRollback>(session, wire::EvolveAdapterParams { adapter })
+        }
+        EvolveCommand::Retire { adapter } => {
+            command_call::<methods::EvolveRetire>(session, wire::EvolveAdapterParams { adapter })
         }
         EvolveCommand::Pin { adapter, off } => {
             command_call::<methods::EvolvePin>(session, wire::EvolvePinParams { adapter, pinned: !off })

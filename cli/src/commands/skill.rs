@@ -5,6 +5,7 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use fs_err::os::unix::fs::OpenOptionsExt as _;
 use mneme_base::{AdapterId, ContentHash};
 use mneme_ipc::methods;
 use mneme_ipc::types as wire;
@@ -19,6 +20,9 @@ const PART_BYTES: usize = 1 << 20;
 /// Bytes of a request beside the part.
 const ENVELOPE_BYTES: usize = 1 << 10;
 
+/// Mode of an exported skill's file: its owner's alone.
+const PRIVATE: u32 = 0o600;
+
 /// What an export did.
 #[derive(Debug, Serialize)]
 struct Exported {
@@ -28,18 +32,35 @@ struct Exported {
 
 /// Writes a skill beside the file that is wanted and renames it when it is whole.
 pub(super) fn export(session: &Session, adapter: AdapterId, file: &Path) -> Result<(), CommandError> {
-    let client = session.client()?;
     let mut name = file.file_name().ok_or_else(|| CommandError::usage("no file is named"))?.to_os_string();
     name.push(".part");
     let part = file.with_file_name(name);
-    let mut out = fs_err::File::create(&part)?;
+    let written = write(session, adapter, &part).and_then(|bytes| {
+        fs_err::rename(&part, file)?;
+        Ok(bytes)
+    });
+    let written = written.inspect_err(|_| {
+        // What is not whole is of no use.
+        let _ = fs_err::remove_file(&part);
+    })?;
+    session.out.result(&Exported { adapter, bytes: written }, |result| {
+        line(format!("{} {} with its card, into {}", good("written"), bytes(result.bytes), file.display()));
+    })
+}
+
+/// Writes a skill; its length. Nobody else may read it: it was trained on private text.
+fn write(session: &Session, adapter: AdapterId, path: &Path) -> Result<u64, CommandError> {
+    let client = session.client()?;
+    // One that was left by an earlier try may be readable to others.
+    match fs_err::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    let mut out = fs_err::OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(path)?;
     let mut offset = 0;
     loop {
         let params = wire::EvolveExportParams { adapter, offset };
-        let answer = client.call_with::<methods::EvolveExport>(params, session.call()).inspect_err(|_| {
-            // What is not whole is of no use.
-            let _ = fs_err::remove_file(&part);
-        })?;
+        let answer = client.call_with::<methods::EvolveExport>(params, session.call())?;
         let data = BASE64.decode(answer.data).map_err(std::io::Error::other)?;
         out.write_all(&data)?;
         offset += data.len() as u64;
@@ -50,10 +71,7 @@ pub(super) fn export(session: &Session, adapter: AdapterId, file: &Path) -> Resu
         }
     }
     out.sync_all()?;
-    fs_err::rename(&part, file)?;
-    session.out.result(&Exported { adapter, bytes: offset }, |result| {
-        line(format!("{} {} with its card, into {}", good("written"), bytes(result.bytes), file.display()));
-    })
+    Ok(offset)
 }
 
 /// Sends a skill in parts; the daemon checks it when it has the last one.

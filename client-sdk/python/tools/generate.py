@@ -74,6 +74,7 @@ RESULTS = {
     "evolve.show": "EvolveAdapter",
     "evolve.diff": "EvolveDiff",
     "evolve.rollback": "EvolveCommandResult",
+    "evolve.retire": "EvolveCommandResult",
     "evolve.export": "SkillPart",
     "evolve.import": "SkillReceipt",
     "watch.remove": "WatchList",

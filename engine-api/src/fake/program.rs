@@ -4,6 +4,8 @@
 //! short), `memory` (an allocation fails), `hang`, `stopped` (SIGSTOP: not even its threads run) or `garbage`;
 //! or `slow`: every generation goes on until it is told to stop, unless its text says `quick`.
 //! `FAKE_ENGINE_UNTRAINABLE` names a level (`control_net`, `lora`, `layers`) that it says it trains and then cannot.
+//! `FAKE_ENGINE_KEEP_JOBS` names a folder that every job is copied to before it is trained, as `ADAPTER.json`: it is removed when the
+//! trainer ends, and who wants to train it once more needs it.
 //! `FAKE_ENGINE_STEP_MS` makes each step of a training take so long: a training that ends at once cannot be interrupted.
 
 use std::io::Write as _;
@@ -27,6 +29,9 @@ use crate::types::{
 /// Runs the fake engine as a process: `serve` or `train JOB.json`.
 pub fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|what| what == "train") {
+        crate::trainer::end_with_parent();
+    }
     if let ["train", job] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..]
         && is_untrainable(Path::new(job))
     {
@@ -62,9 +67,12 @@ fn is_untrainable(path: &Path) -> bool {
 }
 
 fn train(path: &Path) -> Result<(), String> {
-    crate::trainer::end_with_parent();
     let text = fs_err::read_to_string(path).map_err(|error| error.to_string())?;
     let job: TrainJob = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    if let Some(kept) = std::env::var_os("FAKE_ENGINE_KEEP_JOBS") {
+        let kept = Path::new(&kept).join(format!("{}.json", job.adapter));
+        super::training::replace(&kept, text.as_bytes()).map_err(|error| error.to_string())?;
+    }
     let mut out = std::io::stdout().lock();
     let pause = std::env::var("FAKE_ENGINE_STEP_MS").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
     let mut begun = false;

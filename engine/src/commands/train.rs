@@ -116,7 +116,6 @@ pub(crate) fn run(arguments: &Arguments, assets: Assets, runtime: Runtime) -> Re
 }
 
 fn learn(path: &Path, assets: Assets, runtime: Runtime, cancel: &CancelToken) -> Result<(), Failure> {
-    mneme_engine_api::trainer::end_with_parent();
     let job: TrainJob = serde_json::from_slice(&fs_err::read(path)?)?;
     let mut out = std::io::stdout().lock();
     let mut observe = |event: TrainEvent| {

@@ -107,6 +107,13 @@ pub enum Event {
         /// Its loss under each adapter, same masks (nats a token).
         adapted: Vec<(AdapterId, f32)>,
     },
+    /// An adapter's file cannot be read by the engine, which reads well without it: it can neither serve nor prove itself.
+    Unusable {
+        /// The adapter.
+        adapter: AdapterId,
+        /// Why, in words.
+        reason: String,
+    },
     /// The user forgot memories. None may be missed: see
     /// [`Evolution::memories_in_use`](super::Evolution::memories_in_use).
     Forgotten(Vec<MemoryId>),

@@ -31,6 +31,8 @@ use mneme_engine_api::AdapterLevel;
 use serde::{Deserialize, Serialize};
 
 pub use event::{Action, Command, Event, Notice};
+#[cfg(test)]
+pub(crate) use orders::IMPORT_BYTES_MAX;
 pub use row::{Cause, Change, JobSpec, LogRow, Origin, Stage};
 pub use soft::Checkpoint;
 use soft::{Role, Soft};
@@ -202,6 +204,7 @@ impl Evolution {
             Event::Scored { context, tokens, base_loss, adapted } => {
                 self.on_scored(context, tokens, base_loss, &adapted);
             }
+            Event::Unusable { adapter, reason } => self.on_unusable(adapter, &reason, now, &mut out),
             Event::Forgotten(memories) => self.on_forgotten(memories, now, &mut out),
             Event::Command(command) => self.on_command(command, now, &mut out),
             Event::Tick { load, on_battery } => {

@@ -1,11 +1,13 @@
 //! What each observation changes: an engine, an alarm, an outcome, a failure, a score, a forgotten memory.
 
+use std::collections::BTreeMap;
+
 use mneme_base::{AdapterId, ContentHash, MemoryId, Timestamp};
 use mneme_engine_api::{AdapterLevel, TrainOutcome};
 
-use super::row::{Cause, Change, Stage};
-use super::soft::Role;
-use super::state::JobPhase;
+use super::row::{Cause, Change, Origin, Stage};
+use super::soft::{Comparison, Role};
+use super::state::{JobPhase, Trial};
 use super::{Action, Draft, Evolution, Notice};
 use crate::context::ContextId;
 use crate::gate;
@@ -194,6 +196,26 @@ impl Evolution {
             weights.observe(base * whole, &losses);
         }
         self.around.unsaved += 1;
+    }
+
+    /// Ends the trials of an adapter that cannot be read, and takes it out of what it serves: it would answer nothing, and no text
+    /// would ever count for or against it.
+    pub(super) fn on_unusable(&mut self, adapter: AdapterId, reason: &str, now: Timestamp, out: &mut Vec<Action>) {
+        let trials: Vec<Trial> = self.state.trials.iter().filter(|trial| trial.adapter == adapter).copied().collect();
+        for Trial { context, origin, .. } in trials {
+            let tokens = self.soft.texts.tokens(context);
+            let change = Change::ShadowFailed { origin, tokens };
+            let reason = format!("it cannot be read: {reason}");
+            self.record(Draft::new(Stage::Shadow, Stage::Reject, reason, change).about(adapter, context), now, out);
+            if origin == Origin::Trained {
+                out.push(Action::RetireAdapter { adapter });
+            }
+        }
+        let is_used = |comparison: &&Comparison| comparison.adapter == adapter && comparison.role != Role::Trial;
+        let contexts: Vec<ContextId> = self.soft.comparisons.iter().filter(is_used).map(|used| used.context).collect();
+        for context in contexts {
+            self.roll_back(adapter, context, format!("it cannot be read: {reason}"), BTreeMap::new(), now, out);
+        }
     }
 
     pub(super) fn on_forgotten(&mut self, mut memories: Vec<MemoryId>, now: Timestamp, out: &mut Vec<Action>) {

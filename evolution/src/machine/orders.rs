@@ -10,7 +10,13 @@ use super::{Action, Command, Draft, Evolution, Notice};
 use crate::context::ContextId;
 use crate::gate;
 use crate::portable::CardError;
-use crate::registry::{CardState, SkillCard};
+use crate::registry::{CardState, Entry, SkillCard, Source};
+
+/// The change of an import is refused when its row is longer (bytes): the store takes documents of 4 MiB, and a row that it refuses
+/// would hold up all that come after.
+pub(crate) const IMPORT_BYTES_MAX: usize = 3 << 20;
+/// Imported adapters that are kept at a time: each may be tried for any context, and has a file of up to 256 MiB.
+pub(super) const IMPORTED_MAX: usize = 32;
 
 impl Evolution {
     pub(super) fn on_command(&mut self, command: Command, now: Timestamp, out: &mut Vec<Action>) {
@@ -101,6 +107,11 @@ impl Evolution {
             return Err(CardError::Known(card.adapter));
         }
         self.state.registry.admits(card)?;
+        let is_kept = |entry: &&Entry| entry.state != CardState::Retired && entry.source != Source::Made;
+        let kept = self.state.registry.iter().filter(is_kept).count();
+        if kept >= IMPORTED_MAX {
+            return Err(CardError::TooMany { kept });
+        }
         let ours = self.state.base.ok_or(CardError::NoBase)?;
         if card.base_hash != ours {
             return Err(CardError::Base { adapter: card.adapter, theirs: card.base_hash, ours });
@@ -122,7 +133,8 @@ impl Evolution {
         if let Err(error) = self.admits(&card) {
             return refuse(out, error.to_string());
         }
-        let (forgetting, failure) = gate::judge_forgetting(guard, &self.policy.gate, card.seed);
+        // The sender chose the card's seed.
+        let (forgetting, failure) = gate::judge_forgetting(guard, &self.policy.gate, self.policy.seed);
         if let Some(failure) = failure {
             return refuse(out, format!("adapter {adapter} is not taken in: {failure}"));
         }
@@ -132,7 +144,15 @@ impl Evolution {
             card.lineage.len(),
             foreign.len()
         );
-        let draft = Draft::new(stage, stage, reason, Change::Imported { card, foreign }).about(adapter, None);
+        let change = Change::Imported { card, foreign };
+        let bytes = serde_json::to_vec(&change).map_or(usize::MAX, |row| row.len());
+        if bytes > IMPORT_BYTES_MAX {
+            return refuse(
+                out,
+                format!("the row of adapter {adapter} has {bytes} bytes, allowed are {IMPORT_BYTES_MAX}"),
+            );
+        }
+        let draft = Draft::new(stage, stage, reason, change).about(adapter, None);
         let bits = |nats: f64| nats / gate::NATS_PER_BIT;
         let draft = match forgetting {
             Some(e) => draft.number("forgetting_bits", bits(e.mean)).number("forgetting_bits_upper", bits(e.upper)),

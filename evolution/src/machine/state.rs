@@ -49,6 +49,9 @@ pub struct Job {
     pub structural: bool,
     /// Where it stands.
     pub phase: JobPhase,
+    /// Stored adapters that were tried on its context before: not once more when the context has to wait again.
+    #[serde(default)]
+    pub tried: Vec<AdapterId>,
     /// Whether it was started and not stopped since.
     pub running: bool,
     /// Failures so far.
@@ -255,8 +258,8 @@ impl State {
     /// Drops the job and lets its context wait again.
     fn requeue_job(&mut self) {
         if let Some(job) = self.job.take() {
-            let proposal =
-                Proposal { context: job.spec.context, cause: job.cause, structural: job.structural, tried: Vec::new() };
+            let (context, cause) = (job.spec.context, job.cause);
+            let proposal = Proposal { context, cause, structural: job.structural, tried: job.tried };
             self.queue.insert(0, proposal);
         }
     }
@@ -284,13 +287,16 @@ impl State {
     }
 
     fn propose(&mut self, spec: &JobSpec, cause: Cause) {
-        let structural = self.queue.iter().any(|proposal| proposal.context == spec.context && proposal.structural);
+        let proposal = self.queue.iter().find(|proposal| proposal.context == spec.context);
+        let structural = proposal.is_some_and(|proposal| proposal.structural);
+        let tried = proposal.map(|proposal| proposal.tried.clone()).unwrap_or_default();
         self.queue.retain(|proposal| proposal.context != spec.context);
         self.job = Some(Job {
             spec: spec.clone(),
             cause,
             structural,
             phase: JobPhase::Training,
+            tried,
             running: false,
             failures: 0,
             cpu_seconds: 0.0,

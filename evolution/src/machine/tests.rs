@@ -572,6 +572,90 @@ fn an_imported_adapter_serves_nothing_and_sets_no_bar_before_it_has_proved_itsel
     assert!(world.evolution.state().problems().is_empty());
 }
 
+/// A context of its own between the first direction, where an adapter serves, and the second; and a card for it.
+fn stored(world: &mut World, number: u8) -> (Embedding, SkillCard) {
+    let between = Embedding::normalized(vec![0.58, 0.81, 0.0, 0.0]).unwrap();
+    let mut card = world.evolution.state().registry.iter().next().unwrap().card.clone();
+    card.adapter = AdapterId::from_bytes([number; 16]);
+    card.centroid = between.clone();
+    world.import(&card, &[]);
+    world.send(Event::Generated { situation: between.clone(), ambiguity: 1.0, surprise: 1.0, structural: false });
+    (between, card)
+}
+
+#[test]
+fn an_adapter_that_cannot_be_read_blocks_no_context_and_serves_none() {
+    let mut world = World::new(26);
+    let serving = world.commit(0);
+    let (between, card) = stored(&mut world, 7);
+    world.send(Event::Command(Command::RunNow { situation: Some(between.clone()) }));
+    assert_eq!(world.evolution.state().trials.len(), 1);
+    let unusable = |adapter| Event::Unusable { adapter, reason: "no such file".into() };
+    world.send(unusable(card.adapter));
+    assert!(world.evolution.state().trials.is_empty(), "its trial is over");
+    assert_eq!(world.evolution.state().registry.get(card.adapter).unwrap().state, CardState::Superseded);
+    assert!(world.evolution.watched(&between).is_none());
+    world.send(unusable(serving));
+    assert!(world.evolution.route(&situation(0)).is_none() && world.served.is_empty());
+    assert_eq!(world.evolution.state().registry.get(serving).unwrap().state, CardState::RolledBack);
+    let rows = world.rows.len();
+    world.send(unusable(AdapterId::from_bytes([9; 16])));
+    assert_eq!(world.rows.len(), rows, "what is not known is not used");
+}
+
+#[test]
+fn stored_adapters_are_not_tried_once_more_when_a_job_goes_back_to_the_queue() {
+    let mut world = World::new(27);
+    world.commit(0);
+    let (between, card) = stored(&mut world, 7);
+    for _ in 0..60 {
+        world.next_memory += 1;
+        let number = world.next_memory;
+        let text = format!("{} {} {}", mix(number), mix(number + 1_000), mix(number + 2_000));
+        world.send(Event::UserText {
+            memory: memory(number),
+            time: world.now,
+            tokens: 40,
+            situation: between.clone(),
+            signature: Signature::of(&text),
+            authorship: Authorship::Authored,
+        });
+    }
+    world.send(Event::Command(Command::RunNow { situation: Some(between.clone()) }));
+    world.send(Event::Unusable { adapter: card.adapter, reason: "no such file".into() });
+    for _ in 0..100 {
+        let Some(trial) = world.evolution.state().trials.first().copied() else { break };
+        world.send(Event::Unusable { adapter: trial.adapter, reason: "no such file".into() });
+    }
+    let tries = |world: &World| world.rows.iter().filter(|row| row.change == Change::Tried).count();
+    let tried = tries(&world);
+    let job = world.evolution.state().job.clone().expect("nothing stored is left to try");
+    world.training.remove(&job.spec.adapter);
+    world.send(Event::CannotTrain { adapter: job.spec.adapter, reason: "no such layer".into() });
+    assert_eq!(tries(&world), tried, "{:?}", world.stages());
+    assert!(world.evolution.state().trials.is_empty());
+    assert_eq!(world.evolution.state().queue.first().map(|proposal| proposal.context), Some(job.spec.context));
+}
+
+#[test]
+fn so_many_imported_adapters_are_kept_and_retiring_one_makes_room() {
+    let mut world = World::new(28);
+    let own = world.commit(0);
+    let mut card = world.evolution.state().registry.get(own).unwrap().card.clone();
+    for number in 0..orders::IMPORTED_MAX as u8 {
+        card.adapter = AdapterId::from_bytes([100 + number; 16]);
+        world.import(&card, &[]);
+        assert!(!world.refused(), "{number}");
+    }
+    card.adapter = AdapterId::from_bytes([99; 16]);
+    assert!(matches!(world.evolution.admits(&card), Err(CardError::TooMany { .. })));
+    world.import(&card, &[]);
+    assert!(world.refused());
+    world.send(Event::Command(Command::Retire { adapter: AdapterId::from_bytes([100; 16]) }));
+    world.import(&card, &[]);
+    assert!(world.evolution.keeps(card.adapter));
+}
+
 #[test]
 fn an_import_of_another_base_or_one_that_forgets_is_refused() {
     let mut world = World::new(22);

@@ -76,7 +76,8 @@ fn all(arguments: &Arguments) -> Result<(), Failure> {
         fs_err::create_dir_all(&sweep.folder)?;
         let tally = run(&sweep, &mut |line| println!("{line}"))?;
         println!("\n{} kills, nothing lost: {:?}", arguments.points, tally.victims);
-        println!("the loop was at {:?}", tally.stations);
+        println!("the loop was at {:?}; moments: {:?}", tally.stations, tally.moments);
+        println!("a daemon that was killed answered again within {} ms", tally.start_max.as_millis());
         println!("{} memories, {} decisions, stations entered: {:?}", tally.memories, tally.decisions, tally.entered);
         println!(
             "{} trainings went on from a checkpoint; {} adapters accepted, each byte for byte what its job makes without kills",

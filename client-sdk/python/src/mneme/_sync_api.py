@@ -510,6 +510,23 @@ class SyncApi:
         }
         return self._call("evolve.rollback", params, types.EvolveCommandResult, op_id=op_id, timeout=timeout, min_lsn=min_lsn)
 
+    def evolve_retire(
+        self,
+        adapter: str,
+        *,
+        op_id: Optional[str] = None,
+        timeout: Optional[float] = None,
+        min_lsn: Optional[int] = None,
+    ) -> types.EvolveCommandResult:
+        """Takes an adapter out of use for good and removes its file.
+
+        - adapter: Which.
+        """
+        params: Dict[str, Any] = {
+            "adapter": adapter,
+        }
+        return self._call("evolve.retire", params, types.EvolveCommandResult, op_id=op_id, timeout=timeout, min_lsn=min_lsn)
+
     def evolve_pin(
         self,
         adapter: str,
