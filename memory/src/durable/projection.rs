@@ -16,7 +16,7 @@ use crate::durable::{DurableStore, corrupt, each_memory, keys};
 use crate::state::{Table, WriteBatch};
 use crate::store::{MaintenanceReport, MaintenanceTask, StoreError};
 
-/// Records that a projection gets at once.
+/// Changes that a projection gets at once; the transaction that passes this number is taken whole.
 const RECORDS_PER_APPLY: usize = 1_000;
 /// Journal rows that one transaction removes.
 const TRUNCATE_ROWS: usize = 10_000;
@@ -135,13 +135,53 @@ impl DurableStore {
     /// Brings every attached projection up to the last change and cuts the journal. Returns the records applied. Writes go on
     /// meanwhile.
     pub fn project(&self) -> Result<u64, StoreError> {
-        let attached = self.projections.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut applied = 0;
-        for projection in &attached {
-            applied += self.project_one(projection.as_ref())?;
-        }
+        let outcome = self.each_projection(MaintenanceTask::Follow, |projection| {
+            applied += self.project_one(projection)?;
+            Ok(())
+        });
         self.truncate_journal()?;
-        Ok(applied)
+        outcome.map(|()| applied)
+    }
+
+    /// Does something with every attached projection, whatever comes of the others, and notes how each is. The first error is
+    /// returned.
+    pub(super) fn each_projection(
+        &self,
+        step: MaintenanceTask,
+        mut work: impl FnMut(&dyn Projection) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let attached = self.projections.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut outcome = Ok(());
+        for projection in &attached {
+            let result = work(projection.as_ref());
+            self.note_projection(projection.name(), step, result.as_ref().err());
+            outcome = outcome.and(result);
+        }
+        outcome
+    }
+
+    fn note_projection(&self, name: &str, step: MaintenanceTask, error: Option<&StoreError>) {
+        let mut faults = self.projection_faults.lock().unwrap_or_else(PoisonError::into_inner);
+        match error {
+            Some(error) => {
+                faults.insert((name.to_owned(), step), words(error));
+            }
+            None => {
+                faults.remove(&(name.to_owned(), step));
+            }
+        }
+    }
+
+    /// What is wrong with projections, in words; `None` while nothing is.
+    pub(super) fn projection_fault(&self) -> Option<String> {
+        let faults = self.projection_faults.lock().unwrap_or_else(PoisonError::into_inner);
+        faults.values().next().cloned()
+    }
+
+    /// Whether the journal is kept for a projection of this name.
+    pub fn follows(&self, name: &str) -> bool {
+        self.published().projections.iter().any(|known| known == name)
     }
 
     fn follower(&self, name: &str) -> Result<Option<Follower>, StoreError> {
@@ -215,15 +255,21 @@ impl DurableStore {
     }
 
     pub(super) fn journal_rows(&self, after: u64) -> Result<Vec<(u64, record::JournalRow)>, StoreError> {
-        let mut raw = Vec::new();
+        let (mut rows, mut changes, mut fault) = (Vec::new(), 0, None);
         let from = after.to_be_bytes();
         self.engine.scan(Table::Journal, Bound::Excluded(&from), Bound::Unbounded, &mut |key, value| {
-            raw.extend(key.first_chunk::<8>().map(|lsn| (u64::from_be_bytes(*lsn), value.to_vec())));
-            if raw.len() < RECORDS_PER_APPLY { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            let Some(lsn) = key.first_chunk::<8>() else { return ControlFlow::Continue(()) };
+            match record::decode_journal(value) {
+                Ok(row) => {
+                    changes += row.changes.len();
+                    rows.push((u64::from_be_bytes(*lsn), row));
+                }
+                Err(error) => fault = Some(corrupt(&self.folder)(error)),
+            }
+            let enough = changes >= RECORDS_PER_APPLY || rows.len() >= RECORDS_PER_APPLY;
+            if enough || fault.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
-        raw.into_iter()
-            .map(|(lsn, bytes)| Ok((lsn, record::decode_journal(&bytes).map_err(corrupt(&self.folder))?)))
-            .collect()
+        fault.map_or(Ok(rows), Err)
     }
 
     /// What a change of an id means now.
@@ -264,4 +310,15 @@ impl DurableStore {
             self.engine.commit(&batch)?;
         }
     }
+}
+
+/// An error with what caused it, in one line.
+fn words(error: &StoreError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
