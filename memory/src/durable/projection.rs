@@ -11,6 +11,7 @@ use mneme_base::{Embedding, EmbeddingGeneration, Lsn, MemoryId, Timestamp};
 
 use crate::domain::Memory;
 use crate::durable::record::{self, ChangeKind};
+use crate::durable::snapshot::fresh_number;
 use crate::durable::transaction::Transaction;
 use crate::durable::{DurableStore, corrupt, each_memory, keys};
 use crate::state::{Table, WriteBatch};
@@ -57,13 +58,21 @@ pub trait Projection: Send + Sync + fmt::Debug {
     /// Its name, for ever: the journal is kept for it under this name, also while it is not attached.
     fn name(&self) -> &str;
 
+    /// Whether what it holds came from this history of the store; nothing is as good. The number is made when a store is first
+    /// followed, and anew by a restore. It has to be kept with the next checkpoint.
+    fn belongs_to(&self, history: u64) -> Result<bool, StoreError> {
+        let _ = history;
+        Ok(true)
+    }
+
     /// Up to where everything is durable in it.
     fn checkpoint_lsn(&self) -> Result<Lsn, StoreError>;
 
     /// Applies records in order and makes them durable, with `up_to` as its new checkpoint.
     fn apply(&self, records: &[JournalRecord], up_to: Lsn) -> Result<(), StoreError>;
 
-    /// Empties it: everything comes again from the start. Called when the journal does not reach back to its checkpoint.
+    /// Empties it: everything comes again from the start. Called when the journal does not reach back to its checkpoint, or what it
+    /// holds came from elsewhere.
     fn reset(&self) -> Result<(), StoreError>;
 
     /// Makes removed content unreadable in its files.
@@ -78,11 +87,16 @@ pub trait Projection: Send + Sync + fmt::Debug {
 
 /// The row that the journal is kept by: from where on it is complete for the projection, and how far that one has come.
 pub(super) struct Follower {
-    pub(super) complete_after: u64,
-    pub(super) checkpoint: u64,
+    complete_after: u64,
+    checkpoint: u64,
 }
 
 impl Follower {
+    /// One that begins to follow at an LSN.
+    pub(super) const fn new(lsn: u64) -> Self {
+        Self { complete_after: lsn, checkpoint: lsn }
+    }
+
     pub(super) fn encode(&self) -> Vec<u8> {
         [self.complete_after.to_le_bytes(), self.checkpoint.to_le_bytes()].concat()
     }
@@ -108,7 +122,7 @@ impl DurableStore {
         if !writer.projections.contains(&name) {
             let corrupt = corrupt(&self.folder);
             let mut transaction = Transaction::new(self.engine.as_ref(), writer.clone(), &corrupt);
-            let follower = Follower { complete_after: writer.counters.lsn, checkpoint: writer.counters.lsn };
+            let follower = Follower::new(writer.counters.lsn);
             transaction.batch.put(Table::Meta, keys::meta(keys::PROJECTION_PREFIX, name.as_bytes()), follower.encode());
             transaction.state.projections.push(name);
             self.commit(&mut writer, transaction)?;
@@ -121,11 +135,13 @@ impl DurableStore {
     pub fn detach(&self, name: &str) -> Result<(), StoreError> {
         self.check_open()?;
         self.projections.write().unwrap_or_else(PoisonError::into_inner).retain(|other| other.name() != name);
+        self.projection_faults.lock().unwrap_or_else(PoisonError::into_inner).retain(|(other, _), _| other != name);
         {
             let mut writer = self.writer();
             let corrupt = corrupt(&self.folder);
             let mut transaction = Transaction::new(self.engine.as_ref(), writer.clone(), &corrupt);
             transaction.batch.delete(Table::Meta, keys::meta(keys::PROJECTION_PREFIX, name.as_bytes()));
+            transaction.batch.delete(Table::Meta, keys::meta(keys::HISTORY_PREFIX, name.as_bytes()));
             transaction.state.projections.retain(|other| other != name);
             self.commit(&mut writer, transaction)?;
         }
@@ -189,14 +205,30 @@ impl DurableStore {
         Ok(self.engine.get(Table::Meta, &key)?.as_deref().and_then(Follower::decode))
     }
 
+    /// The number of the history that a projection follows; made when it is first asked for.
+    fn history(&self, name: &str) -> Result<u64, StoreError> {
+        let key = keys::meta(keys::HISTORY_PREFIX, name.as_bytes());
+        let known = self.engine.get(Table::Meta, &key)?;
+        if let Some(number) = known.as_deref().and_then(|bytes| bytes.first_chunk::<8>()) {
+            return Ok(u64::from_le_bytes(*number));
+        }
+        let number = fresh_number(self.lsn().0);
+        let mut batch = WriteBatch::default();
+        batch.put(Table::Meta, key, number.to_le_bytes());
+        let _writer = self.writer();
+        self.engine.commit(&batch)?;
+        Ok(number)
+    }
+
     fn project_one(&self, projection: &dyn Projection) -> Result<u64, StoreError> {
         let Some(mut follower) = self.follower(projection.name())? else { return Ok(0) };
+        let ours = projection.belongs_to(self.history(projection.name())?)?;
         let mut checkpoint = projection.checkpoint_lsn()?.0;
         let mut applied = 0;
-        // A checkpoint from the future is that of another store.
-        let foreign = checkpoint > self.lsn().0;
+        // A checkpoint from the future is that of another store, whatever it says.
+        let foreign = !ours || checkpoint > self.lsn().0;
         if foreign || checkpoint < follower.complete_after || checkpoint < follower.checkpoint {
-            tracing::info!(projection = projection.name(), "journal does not reach back, projection is filled anew");
+            tracing::info!(projection = projection.name(), foreign, "projection is filled anew");
             projection.reset()?;
             let up_to = self.lsn();
             applied += self.fill(projection, up_to)?;
@@ -216,6 +248,9 @@ impl DurableStore {
             applied += records.len() as u64;
             projection.apply(&records, Lsn(last))?;
             checkpoint = last;
+        }
+        if follower.checkpoint == checkpoint {
+            return Ok(applied);
         }
         follower.checkpoint = checkpoint;
         let mut batch = WriteBatch::default();
@@ -280,7 +315,11 @@ impl DurableStore {
             (ChangeKind::Embedded, Some(memory)) => match self.engine.get(Table::Embedding, id.as_bytes())? {
                 Some(bytes) => {
                     let (generation, embeddings) = record::decode_embeddings(&bytes).map_err(corrupt(&self.folder))?;
-                    Change::Embedded { id, generation, embeddings }
+                    // Vectors of a generation on its way out may have another width, and will be replaced: they are not told of.
+                    match self.published().generation.as_ref() {
+                        Some(current) if *current != generation => Change::Upserted(Box::new(memory)),
+                        _ => Change::Embedded { id, generation, embeddings },
+                    }
                 }
                 None => Change::Upserted(Box::new(memory)),
             },

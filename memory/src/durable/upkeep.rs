@@ -380,5 +380,22 @@ pub fn restore(backup: &Path, folder: &Path) -> Result<u64, StoreError> {
         let problem = "the restored copy differs from the backup".to_owned();
         return Err(StoreError::Corrupt { path: folder.to_owned(), problem });
     }
+    forget_followers(&folder.join(STATE))?;
     Ok(manifest.memories)
+}
+
+/// What follows a store that goes back in time must not take its new history for the one that it knows.
+fn forget_followers(state: &Path) -> Result<(), StoreError> {
+    let engine = open_engine(state, crate::state::EngineKind::default(), VERIFY_CACHE_BYTES)?;
+    let mut batch = WriteBatch::default();
+    for prefix in [keys::PROJECTION_PREFIX, keys::HISTORY_PREFIX] {
+        scan_prefix(engine.as_ref(), Table::Meta, prefix, &mut |key, _| {
+            // The store's own index file is vouched for by another row.
+            if !key.ends_with(keys::INDEX_FOLLOWER.as_bytes()) {
+                batch.delete(Table::Meta, key);
+            }
+            ControlFlow::Continue(())
+        })?;
+    }
+    if batch.is_empty() { Ok(()) } else { engine.commit(&batch) }
 }
