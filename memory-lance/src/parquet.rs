@@ -1,5 +1,5 @@
-//! Export and import of memories as Parquet: the columns of [`Table::Memories`](crate::schema::Table::Memories), lossless, streaming in
-//! both directions. As with JSON lines, everything passes the write gate again on its way in, and the LSN, vectors and operation
+//! Export and import of memories as Parquet: the columns of [`Table::Memories`](crate::schema::Table::Memories), page by page in both
+//! directions. As with JSON lines, everything passes the write gate again on its way in, and the LSN, vectors and operation
 //! ids are the store's own.
 
 use std::fs::File;
@@ -18,7 +18,7 @@ use crate::rows::{RowError, batch_to_memories, memories_to_batch};
 use crate::schema::{TABLE_KEY, Table, VERSION_KEY, newest};
 
 /// Memories of one page of an export and of one transaction of an import.
-const PAGE_ROWS: usize = 5_000;
+const PAGE_ROWS: usize = 1_000;
 /// Rows of one group of the file: what a reader has to hold (some ten megabytes of text).
 const GROUP_ROWS: usize = 20_000;
 

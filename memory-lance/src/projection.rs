@@ -4,35 +4,51 @@
 //! both tables, sync, checkpoint, sync. After a crash in between, the same changes come again and are put by key. Beside it stands
 //! the version that the vectors had: were they to come back older than that, everything comes anew.
 //!
+//! A third setting names the history of the store that the rows came from: rows of another store, or of what this one was before a
+//! backup was restored, are not added to but removed.
+//!
 //! A fault here is no fault of the store: it is reported, and the next step of upkeep tries again from the checkpoint. After one,
 //! both tables are opened anew and read whole, because a failed commit leaves unknown state in memory. After a sync that failed,
-//! nothing that was written can be trusted any more, whatever can be read of it: both tables are removed and filled anew.
+//! nothing that was written can be trusted any more, whatever can be read of it: both tables are removed and filled anew. So they are
+//! where they can be opened but every step on them fails.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read as _, Seek as _, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use arrow::array::RecordBatch;
 use mneme_base::{Lsn, MemoryId, Timestamp};
 use mneme_memory::durable::{Change, JournalRecord, Projection};
 use mneme_memory::{MaintenanceReport, MaintenanceTask, Memory, StoreError};
+use rustix::fs::FlockOperation;
 
 use crate::rows::{RowError, VectorRow, batch_to_memories, batch_to_vectors, memories_to_batch, vectors_to_batch};
 use crate::schema::Table;
-use crate::shared::{LanceOptions, Shared, StorageError, StorageReport, local_path};
-use crate::storage::{ArrowStorage, BATCH_ROWS};
+use crate::shared::{LanceOptions, Shared, StorageError, StorageReport, check_place, local_path, make_private};
+use crate::storage::{ArrowStorage, BATCH_ROWS, is_of_the_system};
 
 /// The setting that says up to where everything is in the tables.
 pub const CHECKPOINT_KEY: &str = "mneme.checkpoint_lsn";
 /// The setting that says which version of the vectors belongs to the checkpoint, or a later one.
 const VECTORS_KEY: &str = "mneme.vectors_version";
+/// The setting that says which history of the store everything came from.
+const HISTORY_KEY: &str = "mneme.history";
 /// The name under which the store keeps the journal.
 const NAME: &str = "lance";
-/// A file that stands while a process has the tables open: found at an opening, the last process did not end in good order.
-const OPEN_FILE: &str = "open";
-/// Batches that are appended as one version while the tables are filled: some ten megabytes.
+/// A file that is locked while a process has the tables open: two writers would undo each other's work. It is empty unless
+const LOCK_FILE: &str = "lock";
+/// a step is under way: found at an opening, that step did not end in good order; or
+const WORKING: &[u8] = b"working";
+/// what was written cannot be trusted.
+const DISTRUSTED: &[u8] = b"distrusted";
+/// Batches that are appended as one version while the tables are filled,
 const FILL_BATCHES: usize = 8;
+/// or so much of them, whichever comes first (bytes).
+const FILL_BYTES: usize = 32 << 20;
+/// Steps in a row that fail on tables that could be opened, before these are filled anew.
+const FAILURES_MAX: u32 = 3;
 
 /// The Lance copy of a store.
 #[derive(Debug)]
@@ -40,16 +56,22 @@ pub struct LanceProjection {
     place: String,
     shared: Shared,
     held: Mutex<Held>,
-    marker: Option<PathBuf>,
+    lock: Option<PathBuf>,
 }
 
 #[derive(Debug, Default)]
 struct Held {
     tables: Option<Tables>,
-    /// This process has marked the place as open.
-    marked: bool,
-    /// A sync has failed.
+    /// This process has opened the place before.
+    opened: bool,
+    /// The file of a local place, locked.
+    lock: Option<fs_err::File>,
+    /// A sync has failed, or every step does.
     distrusted: bool,
+    /// How often each kind of step has failed in a row.
+    failures: BTreeMap<Step, u32>,
+    /// Which history of the store is followed, once that is known.
+    history: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -58,6 +80,7 @@ struct Tables {
     vectors: ArrowStorage,
     /// Since a reset every row comes once: rows are gathered and appended.
     filling: Option<Gathered>,
+    history: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -66,12 +89,24 @@ struct Gathered {
     vectors: Vec<RecordBatch>,
 }
 
+/// What is done with the tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Step {
+    Read,
+    Apply,
+    Reset,
+    Purge,
+    Upkeep(MaintenanceTask),
+}
+
 /// Rows of one call, the last state of each key.
 #[derive(Default)]
 struct Pending<'a> {
     memories: BTreeMap<MemoryId, &'a Memory>,
     vectors: BTreeMap<MemoryId, VectorRow>,
     removed: BTreeSet<MemoryId>,
+    /// The dimensions of the vectors that came last.
+    dimensions: Option<usize>,
 }
 
 impl<'a> Pending<'a> {
@@ -89,6 +124,8 @@ impl<'a> Pending<'a> {
                     pending.removed.insert(*id);
                 }
                 Change::Embedded { id, generation, embeddings } => {
+                    let dimensions = embeddings.first().map(mneme_base::Embedding::dimensions).filter(|size| *size > 0);
+                    pending.dimensions = dimensions.or(pending.dimensions);
                     let row = VectorRow { id: *id, generation: generation.clone(), embeddings: embeddings.clone() };
                     pending.vectors.insert(*id, row);
                 }
@@ -103,7 +140,17 @@ impl Tables {
     fn open(shared: &Shared, place: &str, check: bool) -> Result<Self, StorageError> {
         let memories = ArrowStorage::open(shared.clone(), place, Table::Memories, check)?;
         let vectors = ArrowStorage::open(shared.clone(), place, Table::Vectors, check)?;
-        Ok(Self { memories, vectors, filling: None })
+        Ok(Self { memories, vectors, filling: None, history: None })
+    }
+
+    fn exist(&self) -> bool {
+        self.memories.exists() || self.vectors.exists()
+    }
+
+    fn belongs_to(&self, history: u64) -> bool {
+        // A fill that was not ended has no history: what is there may be of any store.
+        let theirs = self.memories.setting(HISTORY_KEY).and_then(|text| text.parse::<u64>().ok());
+        !self.exist() || theirs == Some(history)
     }
 
     fn remove(&mut self) -> Result<(), StorageError> {
@@ -126,7 +173,9 @@ impl Tables {
         if !(pending.memories.is_empty() && pending.vectors.is_empty()) {
             self.memories.check_disk()?;
         }
-        self.put_vectors(pending.vectors.into_values().collect())?;
+        if let Some(dimensions) = pending.dimensions {
+            self.put_vectors(pending.vectors.into_values().collect(), dimensions)?;
+        }
         let memories: Vec<Memory> = pending.memories.into_values().cloned().collect();
         for some in memories.chunks(BATCH_ROWS) {
             let batch = memories_to_batch(some)?;
@@ -144,17 +193,20 @@ impl Tables {
             self.vectors.sync()?;
             self.memories.sync()?;
             let (checkpoint, vectors) = (up_to.0.to_string(), self.vectors.head().to_string());
-            self.memories.set(&[(CHECKPOINT_KEY, &checkpoint), (VECTORS_KEY, &vectors)])?;
+            let history = self.history.map(|history| history.to_string());
+            let mut settings = vec![(CHECKPOINT_KEY, checkpoint.as_str()), (VECTORS_KEY, &vectors)];
+            settings.extend(history.iter().map(|history| (HISTORY_KEY, history.as_str())));
+            self.memories.set(&settings)?;
             self.memories.sync()?;
             self.filling = None;
         }
         Ok(())
     }
 
-    /// Vectors of other dimensions than the table's start it anew: one column has one width.
-    fn put_vectors(&mut self, rows: Vec<VectorRow>) -> Result<(), StorageError> {
+    /// Vectors of other dimensions than the table's start it anew: one column has one width, and the store tells of the generation
+    /// that it makes now only.
+    fn put_vectors(&mut self, rows: Vec<VectorRow>, newest: usize) -> Result<(), StorageError> {
         let width = |row: &VectorRow| row.embeddings.first().map_or(0, mneme_base::Embedding::dimensions);
-        let Some(newest) = rows.iter().rev().map(width).find(|width| *width > 0) else { return Ok(()) };
         let of_field = |batch: &RecordBatch| match batch.column_by_name("vector").map(|column| column.data_type()) {
             Some(arrow::datatypes::DataType::FixedSizeList(_, size)) => usize::try_from(*size).ok(),
             _ => None,
@@ -178,13 +230,16 @@ impl Tables {
         Ok(())
     }
 
-    /// Appends what a fill has gathered, where it is this many batches.
+    /// Appends what a fill has gathered, where it is this many batches or enough bytes.
     fn append_gathered(&mut self, batches: usize) -> Result<(), StorageError> {
         let Some(gathered) = &mut self.filling else { return Ok(()) };
-        if gathered.memories.len() >= batches {
+        let enough = |some: &[RecordBatch]| {
+            some.len() >= batches || some.iter().map(RecordBatch::get_array_memory_size).sum::<usize>() >= FILL_BYTES
+        };
+        if enough(&gathered.memories) {
             self.memories.append(std::mem::take(&mut gathered.memories))?;
         }
-        if gathered.vectors.len() >= batches {
+        if enough(&gathered.vectors) {
             self.vectors.append(std::mem::take(&mut gathered.vectors))?;
         }
         Ok(())
@@ -198,7 +253,14 @@ impl Tables {
         let (one, two) = (step(&mut self.memories), step(&mut self.vectors));
         self.vectors.sync()?;
         self.memories.sync()?;
-        let (one, two) = (one?, two?);
+        // What was merely refused is told of last: tables that failed are not used again.
+        let refused = matches!(one, Err(StorageError::DiskLow { .. } | StorageError::NoRoom { .. }));
+        let (two, one) = if refused {
+            (two?, one?)
+        } else {
+            let one = one?;
+            (two?, one)
+        };
         Ok(StorageReport {
             items: one.items + two.items,
             bytes_freed: one.bytes_freed + two.bytes_freed,
@@ -215,9 +277,10 @@ impl LanceProjection {
     /// A copy below a place, a folder or a URI. The place is looked at when it is first needed: one that cannot be reached is tried
     /// again at each step. Damaged heads are repaired then; after an unclean end every row is read once.
     pub fn new(place: &str, options: LanceOptions) -> Result<Self, StorageError> {
+        check_place(place)?;
         let shared = Shared::new(options)?;
-        let marker = local_path(place).map(|folder| folder.join(OPEN_FILE));
-        Ok(Self { place: place.to_owned(), shared, held: Mutex::default(), marker })
+        let lock = local_path(place).map(|folder| folder.join(LOCK_FILE));
+        Ok(Self { place: place.to_owned(), shared, held: Mutex::default(), lock })
     }
 
     /// As [`Self::new`], and looks at the place at once.
@@ -233,38 +296,91 @@ impl LanceProjection {
     }
 
     fn open_tables(&self, held: &mut Held) -> Result<Tables, StorageError> {
-        let mut check = held.marked;
-        if let Some(marker) = self.marker.as_ref().filter(|_| !held.marked) {
-            check = marker.exists();
-            write_marker(marker).map_err(|source| StorageError::Io {
-                doing: "mark as open",
-                path: marker.clone(),
-                source,
-            })?;
+        let mut check = held.opened;
+        if let Some(path) = self.lock.as_ref().filter(|_| held.lock.is_none()) {
+            let failed = |source| StorageError::Io { doing: "lock", path: path.clone(), source };
+            let (file, found) = lock(path).map_err(failed)?;
+            let in_use = || StorageError::InUse { place: self.place.clone() };
+            held.lock = Some(file.ok_or_else(in_use)?);
+            held.distrusted |= found == DISTRUSTED;
+            check |= !found.is_empty();
         }
-        held.marked = true;
-        let mut tables = Tables::open(&self.shared, &self.place, check)?;
+        held.opened = true;
+        let mut tables = Tables::open(&self.shared, &self.place, check && !held.distrusted)?;
         if held.distrusted {
-            tracing::warn!(place = self.place, "a sync of the lance copy failed, it is filled anew");
+            tracing::warn!(
+                place = self.place,
+                "what was written to the lance copy cannot be trusted, it is filled anew"
+            );
             tables.remove()?;
             held.distrusted = false;
+            self.mark(held, b"")?;
         }
         Ok(tables)
     }
 
+    /// Notes how a local place stands. What says that something is amiss has to be on the disk before anything else is.
+    fn mark(&self, held: &mut Held, words: &[u8]) -> Result<(), StorageError> {
+        let (Some(file), Some(path)) = (&mut held.lock, &self.lock) else { return Ok(()) };
+        let written = file.set_len(0).and_then(|()| {
+            file.rewind()?;
+            file.write_all(words)?;
+            if words.is_empty() { Ok(()) } else { file.sync_all() }
+        });
+        written.map_err(|source| StorageError::Io { doing: "mark", path: path.clone(), source })
+    }
+
+    /// From now on nothing here can be trusted, not even by another process: one that is killed before it has removed everything would
+    /// read back from memory what never reached the disk.
+    fn distrust(&self, held: &mut Held) {
+        held.distrusted = true;
+        if let Err(error) = self.mark(held, DISTRUSTED) {
+            tracing::debug!(error = &error as &dyn std::error::Error, "the lance copy could not be marked");
+        }
+    }
+
     /// Runs a step on the tables; after a fault they are opened anew the next time.
-    fn with<T>(&self, work: impl FnOnce(&mut Tables) -> Result<T, StorageError>) -> Result<T, StoreError> {
+    fn with<T>(&self, step: Step, work: impl FnOnce(&mut Tables) -> Result<T, StorageError>) -> Result<T, StoreError> {
         let mut held = self.held();
         let mut tables = match held.tables.take() {
             Some(tables) => tables,
             None => self.open_tables(&mut held).map_err(fault)?,
         };
         // Lance panics on some damaged files; here that is a fault like any other, and the tables are not used again.
+        tables.history = held.history;
+        if step != Step::Read
+            && let Err(error) = self.mark(&mut held, WORKING)
+        {
+            held.tables = Some(tables);
+            return Err(fault(error));
+        }
         let result = catch_unwind(AssertUnwindSafe(|| work(&mut tables))).unwrap_or(Err(StorageError::Panicked));
-        match result {
-            // Refused between two commits: what is in memory is what is on the disk.
-            Ok(_) | Err(StorageError::DiskLow { .. }) => held.tables = Some(tables),
-            Err(StorageError::NotDurable { .. }) => held.distrusted = true,
+        match &result {
+            Ok(_) => {
+                held.failures.remove(&step);
+                held.tables = Some(tables);
+                if step != Step::Read {
+                    self.mark(&mut held, b"").map_err(fault)?;
+                }
+            }
+            // Refused between two commits: what is in memory is what is on the disk. A fill does not go on, it begins again.
+            Err(StorageError::DiskLow { .. } | StorageError::NoRoom { .. }) => {
+                tables.filling = None;
+                held.tables = Some(tables);
+            }
+            Err(StorageError::NotDurable { .. }) => self.distrust(&mut held),
+            // The place could be opened and read, and the system refused nothing: something in it is damaged that opening does not
+            // look at.
+            Err(error)
+                if self.lock.is_some() && !matches!(error, StorageError::Hung { .. }) && !is_of_the_system(error) =>
+            {
+                let failures = held.failures.entry(step).or_default();
+                *failures += 1;
+                if *failures >= FAILURES_MAX {
+                    held.failures.clear();
+                    self.distrust(&mut held);
+                }
+            }
             Err(_) => {}
         }
         result.map_err(fault)
@@ -272,12 +388,12 @@ impl LanceProjection {
 
     /// Every memory in the copy, in no order: to compare it with the store.
     pub fn memories(&self) -> Result<Vec<Memory>, StoreError> {
-        self.with(|tables| rows_of(&tables.memories, batch_to_memories))
+        self.with(Step::Read, |tables| rows_of(&tables.memories, batch_to_memories))
     }
 
     /// Every vector in the copy, in no order.
     pub fn vectors(&self) -> Result<Vec<VectorRow>, StoreError> {
-        self.with(|tables| rows_of(&tables.vectors, batch_to_vectors))
+        self.with(Step::Read, |tables| rows_of(&tables.vectors, batch_to_vectors))
     }
 }
 
@@ -294,12 +410,20 @@ fn rows_of<T>(
     problem.map_or(Ok(rows), |source| Err(StorageError::Row { uri: table.uri().to_owned(), source }))
 }
 
-/// The mark has to be on the disk before anything else is.
-fn write_marker(marker: &std::path::Path) -> std::io::Result<()> {
-    let folder = marker.parent().unwrap_or(marker);
-    fs_err::create_dir_all(folder)?;
-    fs_err::File::create(marker)?.sync_all()?;
-    fs_err::File::open(folder)?.sync_all()
+/// Opens and locks the file of a place. Says what stands in it; without the file, another process holds it.
+fn lock(path: &Path) -> std::io::Result<(Option<fs_err::File>, Vec<u8>)> {
+    let folder = path.parent().unwrap_or(path);
+    make_private(folder)?;
+    let mut file = fs_err::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+    // A file system without locks has to do without.
+    if rustix::fs::flock(file.file(), FlockOperation::NonBlockingLockExclusive) == Err(rustix::io::Errno::WOULDBLOCK) {
+        return Ok((None, Vec::new()));
+    }
+    let mut words = Vec::new();
+    file.read_to_end(&mut words)?;
+    file.sync_all()?;
+    fs_err::File::open(folder)?.sync_all()?;
+    Ok((Some(file), words))
 }
 
 impl Projection for LanceProjection {
@@ -307,16 +431,25 @@ impl Projection for LanceProjection {
         NAME
     }
 
+    fn belongs_to(&self, history: u64) -> Result<bool, StoreError> {
+        self.held().history = Some(history);
+        self.with(Step::Read, |tables| Ok(tables.belongs_to(history)))
+    }
+
     fn checkpoint_lsn(&self) -> Result<Lsn, StoreError> {
-        self.with(|tables| Ok(tables.checkpoint()))
+        self.with(Step::Read, |tables| Ok(tables.checkpoint()))
     }
 
     fn apply(&self, records: &[JournalRecord], up_to: Lsn) -> Result<(), StoreError> {
-        self.with(|tables| tables.apply(records, up_to))
+        self.with(Step::Apply, |tables| tables.apply(records, up_to))
     }
 
     fn reset(&self) -> Result<(), StoreError> {
-        self.with(|tables| {
+        self.with(Step::Reset, |tables| {
+            // A fill that ended for want of room is not tried again before there is more.
+            if tables.exist() && tables.checkpoint() == Lsn::ZERO {
+                tables.memories.check_disk()?;
+            }
             tables.remove()?;
             tables.filling = Some(Gathered::default());
             Ok(())
@@ -324,14 +457,14 @@ impl Projection for LanceProjection {
     }
 
     fn purge(&self) -> Result<(), StoreError> {
-        self.with(|tables| tables.each(ArrowStorage::purge)).map(drop)
+        self.with(Step::Purge, |tables| tables.each(ArrowStorage::purge)).map(drop)
     }
 
     fn upkeep(&self, task: MaintenanceTask, now: Timestamp) -> Result<MaintenanceReport, StoreError> {
         if !matches!(task, MaintenanceTask::Compact | MaintenanceTask::Index | MaintenanceTask::Cleanup) {
             return Ok(MaintenanceReport::default());
         }
-        let report = self.with(|tables| {
+        let report = self.with(Step::Upkeep(task), |tables| {
             if task == MaintenanceTask::Cleanup {
                 return tables.each(|table| table.cleanup(now));
             }
@@ -343,16 +476,5 @@ impl Projection for LanceProjection {
             tracing::debug!(rows = report.unindexed_rows, "rows of the lance copy that no index covers");
         }
         Ok(MaintenanceReport { items: report.items, bytes_freed: report.bytes_freed, measure: None })
-    }
-}
-
-impl Drop for LanceProjection {
-    fn drop(&mut self) {
-        let clean = self.held().tables.is_some();
-        if let Some(marker) = self.marker.as_ref().filter(|_| clean)
-            && let Err(error) = fs_err::remove_file(marker)
-        {
-            tracing::debug!(%error, "lance tables will be checked at their next opening");
-        }
     }
 }

@@ -59,6 +59,26 @@ pub fn quarantine_head(folder: &Path) -> io::Result<Option<PathBuf>> {
     Ok(Some(target))
 }
 
+/// Removes files that a crash left half written: Lance does not know of them, and they may name what was forgotten. The only writer
+/// must be between two calls.
+pub fn remove_staged(folder: &Path) -> io::Result<()> {
+    let entries = match fs_err::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let staged = name.rsplit_once('#').is_some_and(|(_, number)| number.parse::<u64>().is_ok());
+        if path.is_dir() && !path.is_symlink() {
+            remove_staged(&path)?;
+        } else if staged || name.starts_with(".tmp") {
+            fs_err::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes what is in quarantine: it may name what was forgotten.
 pub fn empty_quarantine(folder: &Path) -> io::Result<()> {
     match fs_err::remove_dir_all(folder.join(QUARANTINE)) {

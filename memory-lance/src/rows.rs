@@ -186,7 +186,13 @@ impl<'a> Reader<'a> {
             valid_to: self.time("valid_to")?,
             recorded_at: self.moment("recorded_at")?,
             supersedes: self.id("supersedes")?,
-            superseded_by: self.id("superseded_by")?.zip(self.time("superseded_at")?),
+            superseded_by: match (self.id("superseded_by")?, self.time("superseded_at")?) {
+                (Some(by), Some(at)) => Some((by, at)),
+                (None, None) => None,
+                _ => {
+                    return Err(self.error("superseded_at", "is null where superseded_by is not, or not where that is"));
+                }
+            },
             state: self.named("state")?,
             content_hash: self.parsed("content_hash")?,
             evidence: self.count("evidence")?.ok_or_else(null("evidence"))?,

@@ -1,6 +1,7 @@
 //! What tables of one place share: options, errors, threads, caches, and how long a call may take.
 
 use std::future::Future;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -98,6 +99,26 @@ pub enum StorageError {
         free_bytes: u64,
         /// What must stay free.
         watermark_bytes: u64,
+    },
+    /// There is no room for a second copy of a table, which its rewriting needs for a while.
+    #[error("a lance table cannot be rewritten: {free_bytes} bytes are free on its disk, {needed_bytes} are needed")]
+    NoRoom {
+        /// What is free.
+        free_bytes: u64,
+        /// What has to be.
+        needed_bytes: u64,
+    },
+    /// Another process writes there.
+    #[error("{place} is in use by another process")]
+    InUse {
+        /// Where.
+        place: String,
+    },
+    /// The place is of a kind that is not known to keep what is written.
+    #[error("{place} is neither a folder nor in s3://, gs:// or az://")]
+    Place {
+        /// What was asked for.
+        place: String,
     },
     /// The dataset was written by a newer build.
     #[error("{uri} has version {found} of its table, this build knows up to {supported}")]
@@ -210,11 +231,24 @@ impl Shared {
     }
 }
 
-/// The folder of a URI that is one.
-pub(crate) fn local_path(uri: &str) -> Option<&Path> {
-    match uri.split_once("://") {
-        None => Some(Path::new(uri)),
-        Some(("file", path)) => Some(Path::new(path)),
-        Some(_) => None,
+/// Object stores that are written to; the last keeps nothing and is for tests. `file://` is not among them: what Lance makes of the
+/// path behind it, such as of `%20`, is not what is synced here.
+const SCHEMES: [&str; 4] = ["s3", "gs", "az", "shared-memory"];
+
+/// Refuses a place that is neither a folder nor in one of the object stores.
+pub(crate) fn check_place(place: &str) -> Result<(), StorageError> {
+    match place.split_once("://") {
+        Some((scheme, _)) if !SCHEMES.contains(&scheme) => Err(StorageError::Place { place: place.to_owned() }),
+        _ => Ok(()),
     }
+}
+
+/// The folder of a place that is one.
+pub(crate) fn local_path(uri: &str) -> Option<&Path> {
+    (!uri.contains("://")).then_some(Path::new(uri))
+}
+
+/// Makes a folder that only its owner can look into, where there is none: the tables hold every text.
+pub(crate) fn make_private(folder: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }

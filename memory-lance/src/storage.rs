@@ -3,7 +3,8 @@
 //! **One writer.** Lance's merge is no unique constraint, so that two writers could insert one key twice: a table is written by one
 //! [`ArrowStorage`] only. **Nothing is durable before [`ArrowStorage::sync`]**: Lance never syncs what it writes to a local disk.
 //!
-//! Memory is bounded: caches are small and shared, a batch has at most [`BATCH_ROWS`] rows, compaction takes few fragments at once.
+//! Caches are small and shared, a batch has at most [`BATCH_ROWS`] rows, scans read ahead by [`READ_AHEAD_BYTES`], compaction takes few
+//! fragments at once.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -17,13 +18,20 @@ use mneme_base::Timestamp;
 
 use crate::repair;
 use crate::schema::{SchemaVersion, TABLE_KEY, Table, VERSION_KEY, newest};
-use crate::shared::{CALL, STEP, Shared, StorageError, TableVersion, local_path};
+use crate::shared::{CALL, STEP, Shared, StorageError, TableVersion, local_path, make_private};
 use crate::sync::Synced;
 
 /// Rows of one batch of a scan or write, at most.
 pub const BATCH_ROWS: usize = 1_000;
 /// Rows of a fragment after compaction: large enough for scans, small enough to be rewritten in bounded memory.
 pub(crate) const FRAGMENT_ROWS: usize = 256 * 1_024;
+/// Rows of one batch of a scan: at the largest that a memory can be (64 KiB of text, 256 KiB of metadata) they fit into what is read
+/// ahead, without which Lance would wait for ever.
+pub(crate) const SCAN_ROWS: usize = 250;
+/// What a scan or a compaction reads ahead (bytes). Lance's own default is gigabytes.
+pub(crate) const READ_AHEAD_BYTES: u64 = 128 << 20;
+/// What has to stay free beside a rewritten table (bytes).
+const ROOM_MARGIN_BYTES: u64 = 64 << 20;
 /// Keys of one delete predicate.
 const DELETE_KEYS: usize = 500;
 
@@ -48,7 +56,8 @@ impl std::fmt::Debug for ArrowStorage {
 impl ArrowStorage {
     /// Opens the table below a place, a folder or a URI; it is made with the first row. A head that cannot be read is moved to
     /// `quarantine/` and the version before it is opened. With `check`, every fragment of the head is read once, as after an
-    /// unclean shutdown. A table of an older schema is removed: its rows come anew, from the store.
+    /// unclean shutdown, and the indices, which are not read by that, are dropped: upkeep makes them anew. A table of an older
+    /// schema is removed: its rows come anew, from the store.
     pub fn open(shared: Shared, place: &str, table: Table, check: bool) -> Result<Self, StorageError> {
         Self::open_as(shared, place, newest(table), check)
     }
@@ -60,6 +69,9 @@ impl ArrowStorage {
         if storage.has_older_schema()? {
             tracing::info!(uri = storage.uri, "lance table has an older schema, it is made anew");
             storage.remove()?;
+        }
+        if check {
+            storage.drop_indices()?;
         }
         Ok(storage)
     }
@@ -73,7 +85,8 @@ impl ArrowStorage {
                 if check {
                     dataset.validate().await?;
                     let mut scanner = dataset.scan();
-                    let mut stream = scanner.batch_size(BATCH_ROWS).try_into_stream().await?;
+                    scanner.batch_size(SCAN_ROWS).io_buffer_size(READ_AHEAD_BYTES);
+                    let mut stream = scanner.try_into_stream().await?;
                     while stream.try_next().await?.is_some() {}
                 }
                 Ok::<_, lance::Error>(dataset)
@@ -95,7 +108,7 @@ impl ArrowStorage {
             if repair::is_empty(folder) {
                 return Ok(None);
             }
-            if matches!(error, StorageError::Hung { .. }) {
+            if !may_be_damage(&error) {
                 return Err(error);
             }
             // What fails twice in a row is damaged; once may be the system's bad moment, such as too many open files.
@@ -165,6 +178,10 @@ impl ArrowStorage {
         if let Some(dataset) = &mut self.dataset {
             return self.shared.wait("appended rows", CALL, dataset.append(rows, Some(params)));
         }
+        if let Some(folder) = local_path(&self.uri) {
+            let failed = |source| StorageError::Io { doing: "make", path: folder.into(), source };
+            make_private(folder).map_err(failed)?;
+        }
         let params = WriteParams { mode: WriteMode::Create, ..params };
         let work = Dataset::write(rows, self.uri.as_str(), Some(params));
         self.dataset = Some(self.shared.wait("made a dataset", CALL, work)?);
@@ -228,7 +245,7 @@ impl ArrowStorage {
     ) -> Result<(), StorageError> {
         self.shared.wait("scanned rows", STEP, async {
             let mut scanner = dataset.scan();
-            scanner.batch_size(BATCH_ROWS);
+            scanner.batch_size(SCAN_ROWS).io_buffer_size(READ_AHEAD_BYTES);
             if let Some(filter) = filter {
                 scanner.filter(filter)?;
             }
@@ -306,7 +323,26 @@ impl ArrowStorage {
     /// Refuses to grow on a local disk that is nearly full, while there is room to refuse in.
     pub fn check_disk(&self) -> Result<(), StorageError> {
         let watermark_bytes = self.shared.options().disk_watermark_bytes;
-        let Some(mut folder) = local_path(&self.uri) else { return Ok(()) };
+        match self.free_bytes()? {
+            Some(free_bytes) if free_bytes < watermark_bytes => {
+                Err(StorageError::DiskLow { free_bytes, watermark_bytes })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a rewrite that would fill a local disk: for a while there are two copies of the table. So much stays free beside it.
+    pub(crate) fn check_room(&self, reserve_bytes: u64) -> Result<(), StorageError> {
+        let (Some(folder), Some(free_bytes)) = (local_path(&self.uri), self.free_bytes()?) else { return Ok(()) };
+        let failed = |source| StorageError::Io { doing: "list", path: folder.into(), source };
+        let held_bytes = bytes_below(folder).map_err(failed)?;
+        let needed_bytes = held_bytes.saturating_add(reserve_bytes).saturating_add(ROOM_MARGIN_BYTES);
+        if free_bytes < needed_bytes { Err(StorageError::NoRoom { free_bytes, needed_bytes }) } else { Ok(()) }
+    }
+
+    /// What is free on the disk of a local table.
+    fn free_bytes(&self) -> Result<Option<u64>, StorageError> {
+        let Some(mut folder) = local_path(&self.uri) else { return Ok(None) };
         while !folder.exists()
             && let Some(parent) = folder.parent()
         {
@@ -318,11 +354,7 @@ impl ArrowStorage {
             source: error.into(),
         };
         let disk = rustix::fs::statvfs(folder).map_err(failed)?;
-        let free_bytes = disk.f_bavail.saturating_mul(disk.f_frsize);
-        if free_bytes < watermark_bytes {
-            return Err(StorageError::DiskLow { free_bytes, watermark_bytes });
-        }
-        Ok(())
+        Ok(Some(disk.f_bavail.saturating_mul(disk.f_frsize)))
     }
 
     /// Makes everything that was committed survive a power cut. On an object store it is durable already.
@@ -336,11 +368,15 @@ impl ArrowStorage {
     /// Removes the dataset: the next rows make it anew, maybe in another shape.
     pub fn remove(&mut self) -> Result<(), StorageError> {
         let dataset = self.dataset.take();
+        // Names of manifests count from the start again: what has such a name now was not synced.
+        self.synced = Synced::default();
         if let Some(folder) = local_path(&self.uri) {
             let failed = |source| StorageError::Io { doing: "remove", path: folder.into(), source };
             return match fs_err::remove_dir_all(folder) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(error)),
-                _ => Ok(()),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                Err(error) => Err(failed(error)),
+                // What was removed for a reason must not come back.
+                Ok(()) => self.synced.sync(folder),
             };
         }
         let Some(dataset) = dataset else { return Ok(()) };
@@ -351,9 +387,83 @@ impl ArrowStorage {
     }
 }
 
+/// Whether an error can come from damaged files. What was written by a newer Lance, and what this process may not or cannot open, is
+/// left as it is.
+fn may_be_damage(error: &StorageError) -> bool {
+    let refused =
+        matches!(error, StorageError::Lance { source, .. } if matches!(**source, lance::Error::NotSupported { .. }));
+    !refused && !matches!(error, StorageError::Hung { .. }) && !is_of_the_system(error)
+}
+
+/// Whether the system refused a call for a reason that lies in no file.
+pub(crate) fn is_of_the_system(error: &StorageError) -> bool {
+    use std::io::ErrorKind;
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            let kind = matches!(
+                io.kind(),
+                ErrorKind::PermissionDenied
+                    | ErrorKind::ReadOnlyFilesystem
+                    | ErrorKind::StorageFull
+                    | ErrorKind::QuotaExceeded
+                    | ErrorKind::OutOfMemory
+            );
+            let files = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE];
+            return kind || files.iter().any(|number| io.raw_os_error() == Some(number.raw_os_error()));
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn bytes_below(folder: &std::path::Path) -> std::io::Result<u64> {
+    let entries = match fs_err::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        entries => entries?,
+    };
+    let mut bytes = 0;
+    for entry in entries {
+        let entry = entry?;
+        bytes += match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => bytes_below(&entry.path())?,
+            Ok(metadata) => metadata.len(),
+            // Cleaned up meanwhile.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(error),
+        };
+    }
+    Ok(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_that_was_removed_and_made_anew_is_synced_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let shared = Shared::new(LanceOptions::default()).unwrap();
+        let mut table = ArrowStorage::open(shared, folder.path().to_str().unwrap(), Table::Memories, false).unwrap();
+        table.create().unwrap();
+        table.sync().unwrap();
+        assert!(table.synced.knows_any());
+        table.remove().unwrap();
+        assert!(!table.synced.knows_any(), "its first manifest has the name that the removed one had");
+    }
+
+    #[test]
+    fn what_the_system_refuses_is_no_damage() {
+        let io = |kind: std::io::ErrorKind| StorageError::Io {
+            doing: "open",
+            path: "x".into(),
+            source: std::io::Error::new(kind, "no"),
+        };
+        assert!(!may_be_damage(&io(std::io::ErrorKind::PermissionDenied)));
+        assert!(may_be_damage(&io(std::io::ErrorKind::UnexpectedEof)));
+        let newer = lance::Error::not_supported("a flag of a newer version");
+        assert!(!may_be_damage(&StorageError::Lance { doing: "opened a dataset", source: Box::new(newer) }));
+    }
     use crate::shared::LanceOptions;
 
     #[test]

@@ -1,6 +1,7 @@
 //! Makes what Lance wrote survive a power cut: Lance itself never syncs a local file.
 //!
-//! Lance's files never change once they have their name, so that each is synced once. Folders are synced every time: a file that was
+//! Lance's files never change once they have their name, so that each is synced once; a note that says which version is the newest does,
+//! and is not needed. Folders are synced every time: a file that was
 //! removed must stay removed, because it may hold what was forgotten.
 
 use std::collections::BTreeSet;
@@ -16,6 +17,11 @@ pub(crate) struct Synced {
 }
 
 impl Synced {
+    #[cfg(test)]
+    pub(crate) fn knows_any(&self) -> bool {
+        !self.files.is_empty()
+    }
+
     /// Syncs every file below a folder that was not synced yet, then the folders, and the one that it lies in.
     pub(crate) fn sync(&mut self, folder: &Path) -> Result<(), StorageError> {
         let (mut files, mut folders) = (BTreeSet::new(), Vec::new());

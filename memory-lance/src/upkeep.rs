@@ -16,7 +16,7 @@ use mneme_base::Timestamp;
 use crate::repair;
 use crate::schema::Table;
 use crate::shared::{CALL, STEP, StorageError, StorageReport, local_path};
-use crate::storage::{ArrowStorage, BATCH_ROWS, FRAGMENT_ROWS};
+use crate::storage::{ArrowStorage, FRAGMENT_ROWS, READ_AHEAD_BYTES, SCAN_ROWS};
 
 /// Fragments that one compaction takes.
 const COMPACTION_FRAGMENTS: usize = 64;
@@ -26,12 +26,15 @@ const COMPACTION_DELETIONS: f32 = 0.1;
 const INDEX_DELTAS_MAX: usize = 4;
 /// The index that merges find keys by.
 const KEY_INDEX: &str = "id_btree";
+/// A setting that a purge commits, so that the head is not the very deletion, which names what it deleted.
+const PURGED_KEY: &str = "mneme.purged_version";
 /// The approximate index over vectors.
 const VECTOR_INDEX: &str = "vector_ivf";
 
 impl ArrowStorage {
     /// Step of upkeep: joins small fragments and writes deletions out, in bounded memory.
     pub fn compact(&mut self) -> Result<StorageReport, StorageError> {
+        self.check_room(self.shared.options().disk_watermark_bytes)?;
         self.compact_with(COMPACTION_DELETIONS, Some(COMPACTION_FRAGMENTS))
     }
 
@@ -42,7 +45,8 @@ impl ArrowStorage {
             materialize_deletions: true,
             materialize_deletions_threshold: deletions,
             num_threads: Some(1),
-            batch_size: Some(BATCH_ROWS),
+            batch_size: Some(SCAN_ROWS),
+            io_buffer_size: Some(READ_AHEAD_BYTES),
             max_source_fragments: fragments,
             ..CompactionOptions::default()
         };
@@ -52,6 +56,11 @@ impl ArrowStorage {
 
     /// Step of upkeep: makes the indices that the table should have, and brings them up to the rows.
     pub fn update_indices(&mut self) -> Result<StorageReport, StorageError> {
+        self.check_room(self.shared.options().disk_watermark_bytes)?;
+        self.index_rows()
+    }
+
+    fn index_rows(&mut self) -> Result<StorageReport, StorageError> {
         let rows = self.count()?;
         let Some(dataset) = &mut self.dataset else { return Ok(StorageReport::default()) };
         let wants_vectors =
@@ -114,21 +123,32 @@ impl ArrowStorage {
     }
 
     /// Makes deleted rows unreadable in every file: deletions are written out, indices made anew, every older version removed. No
-    /// other writer may be at work, because files that no version names are removed too.
+    /// other writer may be at work, because files that no version names are removed too. What is kept is on the disk before what it
+    /// replaces is removed. Refused where there is no room for a second copy; older versions and indices are gone even then.
     pub fn purge(&mut self) -> Result<StorageReport, StorageError> {
-        self.compact_with(0.0, None)?;
+        // Indices first: compaction reads them, and a damaged one must not stand in the way.
         self.drop_indices()?;
-        self.update_indices()?;
-        let report = self.clean_up(1, true)?;
+        self.sync()?;
+        let before = self.clean_up(1, true)?;
+        self.check_room(0)?;
+        self.compact_with(0.0, None)?;
+        self.index_rows()?;
+        let head = self.head().to_string();
+        self.set(&[(PURGED_KEY, &head)])?;
+        self.sync()?;
+        let after = self.clean_up(1, true)?;
         if let Some(folder) = local_path(self.uri()) {
-            let failed = |source| StorageError::Io { doing: "empty the quarantine of", path: folder.into(), source };
+            let failed = |source| StorageError::Io { doing: "remove leftovers of", path: folder.into(), source };
             repair::empty_quarantine(folder).map_err(failed)?;
+            repair::remove_staged(folder).map_err(failed)?;
         }
         self.sync()?;
-        Ok(report)
+        let (items, bytes_freed) = (before.items + after.items, before.bytes_freed + after.bytes_freed);
+        Ok(StorageReport { items, bytes_freed, ..StorageReport::default() })
     }
 
-    fn drop_indices(&mut self) -> Result<(), StorageError> {
+    /// Drops every index without reading it.
+    pub(crate) fn drop_indices(&mut self) -> Result<(), StorageError> {
         let Some(dataset) = &mut self.dataset else { return Ok(()) };
         self.shared.wait("dropped indices", CALL, async {
             let names: BTreeSet<String> =

@@ -18,7 +18,7 @@ const SHIM: &str = include_str!("../../../memory/src/bin/mneme-torture/shim.c");
 /// A folder, for the process that is tortured.
 const CHILD: &str = "MNEME_LANCE_CHILD";
 /// Rounds of the tortured process.
-pub(crate) const ROUNDS: u64 = 4;
+const ROUNDS: u64 = 4;
 /// Memories of a round.
 const ROUND: u64 = 6;
 /// A process that has not ended by then hangs. It does some twenty steps, with Lance built without optimisation.
@@ -37,6 +37,8 @@ fn paths(folder: &Path) -> (PathBuf, String) {
 #[test]
 fn a_process_that_is_tortured_by_the_other_tests() {
     let Some(folder) = std::env::var_os(CHILD).map(PathBuf::from) else { return };
+    // The test runner may have begun a line.
+    println!();
     let (store, place) = paths(&folder);
     let store = DurableStore::open(&store, options()).unwrap();
     let copy = mneme_memory_lance::LanceProjection::new(&place, crate::support::lance()).unwrap();
@@ -55,11 +57,49 @@ fn a_process_that_is_tortured_by_the_other_tests() {
             steps.extend([MaintenanceTask::Purge, MaintenanceTask::Follow]);
         }
         acked.extend(ids);
-        failed += steps.into_iter().filter(|step| store.maintain(*step, now()).is_err()).count();
-        println!("ack {round}");
-        std::io::stdout().flush().unwrap();
+        for step in steps {
+            say(&format!("begin {step:?}"));
+            failed += usize::from(store.maintain(step, now()).is_err());
+            say("end");
+        }
+        say(&format!("ack {round}"));
     }
     println!("failed {failed}");
+}
+
+fn say(words: &str) {
+    let mut out = std::io::stdout();
+    writeln!(out, "{words}").unwrap();
+    out.flush().unwrap();
+}
+
+/// Steps of the copy that the tortured process does, in all.
+const STEPS: u64 = 15;
+
+/// What a process said until it was ended in the middle of a step.
+pub(crate) struct Killed {
+    /// Rounds that it acknowledged.
+    pub(crate) rounds: u64,
+    /// The step that it had begun and not ended.
+    pub(crate) within: Option<String>,
+}
+
+/// Waits for the begin of one of the steps and a little longer, and ends the process with `end`. Each number is another moment.
+pub(crate) fn end_within_a_step(child: &mut Child, number: u64, end: impl FnOnce(&mut Child)) -> Killed {
+    let output = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut lines = std::io::BufRead::lines(output).map_while(Result::ok);
+    // 7 and 15 have no common divisor: as many numbers as there are steps meet each of them.
+    let begins = 1 + number * 7 % STEPS;
+    let mut said = Vec::new();
+    while said.iter().filter(|line: &&String| line.starts_with("begin ")).count() < begins as usize {
+        said.push(lines.next().expect("it does that many steps"));
+    }
+    std::thread::sleep(Duration::from_millis(number * 13 % 97));
+    end(child);
+    said.extend(lines);
+    let rounds = said.iter().filter(|line| line.starts_with("ack ")).count() as u64;
+    let last = said.iter().rfind(|line| line.starts_with("begin ") || *line == "end");
+    Killed { rounds, within: last.and_then(|line| line.strip_prefix("begin ").map(str::to_owned)) }
 }
 
 pub(crate) fn start(folder: &Path, environment: &[(&str, String)]) -> Child {
@@ -184,19 +224,23 @@ fn the_store_acknowledges_and_the_copy_recovers_whichever_call_fails() {
 #[test]
 fn a_copy_whose_process_was_killed_comes_back() {
     let folder = tempfile::tempdir().unwrap();
-    let kills: u64 = std::env::var("MNEME_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
+    let kills: u64 = std::env::var("MNEME_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(4);
+    let (mut within, mut working) = (std::collections::BTreeMap::<String, u64>::new(), 0);
     for kill in 0..kills {
         let place = folder.path().join(kill.to_string());
         fs_err::create_dir_all(&place).unwrap();
         let mut child = start(&place, &[]);
-        let output = std::io::BufReader::new(child.stdout.take().unwrap());
-        let mut lines = std::io::BufRead::lines(output).map_while(Result::ok);
-        // It dies while it works on the round after this one.
-        let last =
-            lines.find_map(|line| line.strip_prefix("ack ")?.parse().ok().filter(|round| *round >= kill % ROUNDS));
-        child.kill().unwrap();
-        child.wait().unwrap();
-        let last: u64 = last.unwrap();
-        verify(&place, last + 1);
+        let killed = end_within_a_step(&mut child, kill, |child| {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        });
+        working += u64::from(fs_err::read(place.join("lance/lock")).is_ok_and(|words| words == b"working"));
+        if let Some(step) = killed.within {
+            *within.entry(step).or_default() += 1;
+        }
+        verify(&place, killed.rounds);
+        fs_err::remove_dir_all(&place).unwrap();
     }
+    println!("{kills} kills, {working} while tables were written, within steps: {within:?}");
+    assert!(working > 0 && !within.is_empty(), "some of the kills have to come in the middle of a step");
 }

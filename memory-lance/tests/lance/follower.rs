@@ -1,10 +1,12 @@
 //! The copy follows the store, survives what a crash leaves, and forgets.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use mneme_base::{Lsn, Namespace, Timestamp};
-use mneme_memory::durable::Projection;
+use arrow::array::AsArray as _;
+use mneme_base::{Embedding, EmbeddingGeneration, Lsn, Namespace, Timestamp};
+use mneme_memory::durable::{Projection, restore};
 use mneme_memory::{
     DurableStore, ForgetSelector, MaintenanceTask, MemoryStore, NewMemory, OperationKind, OperationResult, StoreError,
     StoreHealth,
@@ -12,7 +14,7 @@ use mneme_memory::{
 use mneme_memory_lance::rows::memories_to_batch;
 use mneme_memory_lance::schema::Table;
 use mneme_memory_lance::shared::Shared;
-use mneme_memory_lance::{ArrowStorage, LanceOptions, LanceProjection};
+use mneme_memory_lance::{ArrowStorage, LanceOptions, LanceProjection, StorageError};
 
 use crate::support::{apply, attach, embed, files, in_copy, in_store, lance, memory, now, options, remember, vector};
 
@@ -53,6 +55,142 @@ fn the_copy_is_what_the_store_is_after_every_kind_of_change() {
     remember(&store, 60..65);
     store.project().unwrap();
     assert_eq!(in_copy(&copy), in_store(&store), "it goes on where it was");
+}
+
+#[test]
+fn a_copy_of_another_history_is_not_taken_for_that_of_a_restored_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("lance");
+    let store = DurableStore::open(&folder.path().join("store"), options()).unwrap();
+    let copy = attach(&store, place.to_str().unwrap());
+    remember(&store, 0..10);
+    store.project().unwrap();
+    let backup = folder.path().join("backup");
+    store.backup(&backup).unwrap();
+    remember(&store, 10..15);
+    store.project().unwrap();
+    let later = copy.checkpoint_lsn().unwrap();
+    drop((store, copy));
+    restore(&backup, &folder.path().join("restored")).unwrap();
+    let store = DurableStore::open(&folder.path().join("restored"), options()).unwrap();
+    // Written before anybody looked at the copy: its checkpoint is no longer in the future.
+    for number in 100..120 {
+        remember(&store, number..number + 1);
+    }
+    let copy = attach(&store, place.to_str().unwrap());
+    remember(&store, 120..125);
+    assert!(store.lsn() > later);
+    store.project().unwrap();
+    assert_eq!(in_copy(&copy), in_store(&store));
+    // It goes on from there.
+    drop((store, copy));
+    let store = DurableStore::open(&folder.path().join("restored"), options()).unwrap();
+    let copy = attach(&store, place.to_str().unwrap());
+    remember(&store, 130..131);
+    assert_eq!(store.project().unwrap(), 1, "it is not filled anew");
+    assert_eq!(in_copy(&copy), in_store(&store));
+}
+
+#[test]
+fn a_place_has_one_writer_and_no_scheme_that_is_not_known() {
+    let folder = tempfile::tempdir().unwrap();
+    // Not decoded: such a name is a name.
+    let place = folder.path().join("a%20copy of it");
+    let store = DurableStore::open(&folder.path().join("store"), options()).unwrap();
+    let copy = attach(&store, place.to_str().unwrap());
+    remember(&store, 0..3);
+    store.project().unwrap();
+    let mode = |path: PathBuf| fs_err::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(place.clone()), mode(place.join("memories.lance"))), (0o700, 0o700), "it holds every text");
+    let second = LanceProjection::open(place.to_str().unwrap(), lance());
+    assert!(matches!(second, Err(StorageError::InUse { .. })), "{second:?}");
+    drop((store, copy));
+    LanceProjection::open(place.to_str().unwrap(), lance()).unwrap();
+    for place in ["file:///tmp/x", "memory://x", "file+uring:///tmp/x"] {
+        let refused = LanceProjection::new(place, lance());
+        assert!(matches!(refused, Err(StorageError::Place { .. })), "{refused:?}");
+    }
+}
+
+#[test]
+fn damaged_indices_are_made_anew_and_stand_in_the_way_of_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("lance");
+    let store = DurableStore::open(&folder.path().join("store"), options()).unwrap();
+    let copy = attach(&store, place.to_str().unwrap());
+    let ids = remember(&store, 0..40);
+    embed(&store, &ids, 8);
+    store.project().unwrap();
+    store.maintain(MaintenanceTask::Index, now()).unwrap();
+    drop((store, copy));
+    let mut torn = Vec::new();
+    for table in ["memories", "vectors"] {
+        files(&place.join(format!("{table}.lance/_indices")), &mut torn);
+    }
+    assert!(torn.len() >= 2, "{torn:?}");
+    for path in &torn {
+        fs_err::write(path, b"torn").unwrap();
+    }
+    let store = DurableStore::open(&folder.path().join("store"), options()).unwrap();
+    let copy = attach(&store, place.to_str().unwrap());
+    remember(&store, 40..45);
+    apply(&store, 901, OperationKind::Forget(ForgetSelector::Ids(vec![ids[3]])));
+    // The first step may find the damage; the next one has to be well.
+    let _ = store.maintain(MaintenanceTask::Follow, now());
+    store.maintain(MaintenanceTask::Follow, now()).unwrap();
+    store.maintain(MaintenanceTask::Purge, now()).unwrap();
+    store.maintain(MaintenanceTask::Index, now()).unwrap();
+    assert_eq!(in_copy(&copy), in_store(&store));
+    assert_eq!(copy.vectors().unwrap().len(), 39);
+    assert_eq!(store.stats().health, StoreHealth::Healthy);
+}
+
+#[test]
+fn vectors_that_are_half_way_to_another_width_are_filled_and_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("lance");
+    let store = DurableStore::open(&folder.path().join("store"), options()).unwrap();
+    let copy = attach(&store, place.to_str().unwrap());
+    let ids = remember(&store, 0..30);
+    embed(&store, &ids, 8);
+    // The low ids have the new width, the high ones the old one.
+    embed(&store, &ids[..15], 16);
+    copy.reset().unwrap();
+    store.project().unwrap();
+    let widths = || {
+        let rows = copy.vectors().unwrap();
+        assert!(rows.iter().all(|row| row.embeddings[0].dimensions() == 16));
+        rows.len()
+    };
+    assert_eq!(widths(), 15, "those of the generation that is made now");
+    embed(&store, &ids[15..], 16);
+    // One that was begun with the old model and comes late, for a memory that has none yet.
+    let late = remember(&store, 30..31);
+    store.store_embeddings(&EmbeddingGeneration("g8".into()), vec![(late[0], vec![vector(1, 8)])]).unwrap();
+    store.project().unwrap();
+    assert_eq!(widths(), 30);
+    assert_eq!(in_copy(&copy), in_store(&store));
+}
+
+#[test]
+fn what_was_not_synced_is_not_trusted_after_a_kill_either() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("lance");
+    let store = DurableStore::open(&folder.path().join("store"), options()).unwrap();
+    let copy = attach(&store, place.to_str().unwrap());
+    remember(&store, 0..10);
+    store.project().unwrap();
+    let old = place.join("memories.lance/data");
+    let before = fs_err::read_dir(&old).unwrap().next().unwrap().unwrap().path();
+    drop((store, copy));
+    // Its process noted that a sync had failed, and was killed.
+    fs_err::write(place.join("lock"), b"distrusted").unwrap();
+    let store = DurableStore::open(&folder.path().join("store"), options()).unwrap();
+    let copy = attach(&store, place.to_str().unwrap());
+    store.project().unwrap();
+    assert!(!before.exists(), "it is filled anew");
+    assert_eq!(in_copy(&copy), in_store(&store));
+    assert_eq!(fs_err::read(place.join("lock")).unwrap(), b"", "and trusted again");
 }
 
 #[test]
@@ -104,7 +242,7 @@ fn a_data_file_that_was_lost_under_the_open_mark_is_found() {
     data.sort_by_key(|path| fs_err::metadata(path).unwrap().modified().unwrap());
     fs_err::write(data.last().unwrap(), b"").unwrap();
     // The process that wrote it was killed: its mark is still there.
-    fs_err::write(place.join("open"), b"").unwrap();
+    fs_err::write(place.join("lock"), b"working").unwrap();
     let store = DurableStore::open(&folder.path().join("store"), options()).unwrap();
     let copy = attach(&store, place.to_str().unwrap());
     store.project().unwrap();
@@ -123,23 +261,43 @@ fn a_purge_leaves_no_byte_of_what_was_forgotten_in_any_file_of_the_copy() {
     };
     let store = DurableStore::open(&folder.path().join("store"), options()).unwrap();
     let copy = attach(&store, place.to_str().unwrap());
-    let ids = remember(&store, 0..30);
+    let ids = remember(&store, 0..320);
     let secret = apply(&store, 500, OperationKind::Remember(NewMemory::note(Namespace::default(), CANARY, "test")));
     let OperationResult::Remembered(receipt) = secret else { panic!() };
     embed(&store, &[&ids[..], &[receipt.id]].concat(), 8);
     store.project().unwrap();
-    let canary_vector: Vec<u8> = vector(30, 8).as_slice().iter().flat_map(|x| x.to_le_bytes()).collect();
+    let canary_vector: Vec<u8> = vector(320, 8).as_slice().iter().flat_map(|x| x.to_le_bytes()).collect();
     let id = receipt.id.to_string();
     assert!(holds(CANARY.as_bytes()) && holds(&canary_vector[..16]) && holds(id.as_bytes()), "the scan can find it");
     for task in [MaintenanceTask::Index, MaintenanceTask::Compact, MaintenanceTask::Cleanup] {
         store.maintain(task, now()).unwrap();
     }
+    let mut indexed = Vec::new();
+    files(&place.join("vectors.lance/_indices"), &mut indexed);
+    let indexed =
+        indexed.iter().any(|path| fs_err::read(path).unwrap().windows(16).any(|window| window == &canary_vector[..16]));
+    assert!(indexed, "the vector is in an index too");
     apply(&store, 501, OperationKind::Forget(ForgetSelector::Ids(vec![receipt.id])));
+    store.project().unwrap();
+    // What a crash in the middle of a deletion leaves, and a head that was damaged.
+    for table in ["memories", "vectors"] {
+        let table = place.join(format!("{table}.lance"));
+        fs_err::create_dir_all(table.join("quarantine")).unwrap();
+        fs_err::create_dir_all(table.join("_deletions")).unwrap();
+        for name in ["_versions/1.manifest#1", "_transactions/.tmp3xY", "_deletions/.tmpQ", "quarantine/7-0.manifest"] {
+            fs_err::write(table.join(name), &id).unwrap();
+        }
+    }
     store.maintain(MaintenanceTask::Purge, now()).unwrap();
     assert!(!holds(CANARY.as_bytes()), "text");
     assert!(!holds(&canary_vector[..16]), "vector");
     assert!(!holds(id.as_bytes()), "id");
     assert_eq!(in_copy(&copy), in_store(&store));
+
+    // The last version of a table without an index is the very deletion.
+    apply(&store, 502, OperationKind::Forget(ForgetSelector::Ids(ids.clone())));
+    store.maintain(MaintenanceTask::Purge, now()).unwrap();
+    assert!(!ids.iter().any(|id| holds(id.to_string().as_bytes())), "ids, where nothing is left");
 }
 
 #[test]
@@ -148,9 +306,12 @@ fn upkeep_keeps_files_and_versions_few() {
     let place = folder.path().join("lance");
     let store = DurableStore::open(&folder.path().join("store"), options()).unwrap();
     let copy = attach(&store, place.to_str().unwrap());
+    let mut all = Vec::new();
     for round in 0..8 {
         let ids = remember(&store, round * 50..round * 50 + 50);
-        embed(&store, &ids, 8);
+        let vectors = ids.iter().enumerate().map(|(at, id)| (*id, vec![spread(all.len() + at)]));
+        store.store_embeddings(&EmbeddingGeneration("g8".into()), vectors.collect()).unwrap();
+        all.extend(ids);
         store.project().unwrap();
     }
     let count = || {
@@ -166,10 +327,28 @@ fn upkeep_keeps_files_and_versions_few() {
     assert!(count() < before, "{} files, {before} before", count());
     assert_eq!(in_copy(&copy), in_store(&store));
     drop(copy);
-    let storage =
+    let mut storage =
         ArrowStorage::open(Shared::new(lance()).unwrap(), place.to_str().unwrap(), Table::Vectors, false).unwrap();
-    let found = storage.nearest("vector", vector(7, 8).as_slice(), 5).unwrap();
-    assert_eq!(found.num_rows(), 5);
+    let mut indexed = Vec::new();
+    files(&place.join("vectors.lance/_indices"), &mut indexed);
+    assert!(indexed.len() >= 2, "keys and vectors have an index: {indexed:?}");
+    assert_eq!(storage.update_indices().unwrap().unindexed_rows, 0, "and they cover every row");
+    for asked in [3, 207, 399] {
+        let found = storage.nearest("vector", spread(asked).as_slice(), 5).unwrap();
+        assert_eq!(found.num_rows(), 5);
+        assert_eq!(found.column_by_name("id").unwrap().as_string::<i32>().value(0), all[asked].to_string());
+    }
+}
+
+/// A vector far from that of every other number.
+fn spread(number: usize) -> Embedding {
+    let mut state = number as u64 + 1;
+    let values = std::iter::repeat_with(|| {
+        // Numerical Recipes' generator; the first steps of near seeds are near.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 - (1 << 23) as f32
+    });
+    Embedding::normalized(values.skip(4).take(8).collect()).unwrap()
 }
 
 #[test]
@@ -334,7 +513,6 @@ fn a_store_with_a_copy_is_used_and_dropped_within_a_daemon_of_tasks() {
     let folder = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
     let (store, place) = (folder.path().join("store"), folder.path().join("lance"));
-    let marker = place.join("open");
     runtime.block_on(async {
         let store = Arc::new(DurableStore::open(&store, options()).unwrap());
         let copy = LanceProjection::new(place.to_str().unwrap(), lance()).unwrap();
@@ -343,9 +521,11 @@ fn a_store_with_a_copy_is_used_and_dropped_within_a_daemon_of_tasks() {
         let follows = Arc::clone(&store);
         let step = tokio::task::spawn_blocking(move || follows.maintain(MaintenanceTask::Follow, now()));
         assert_eq!(step.await.unwrap().unwrap().items, 10);
-        assert!(marker.exists(), "the tables are open");
+        let second = LanceProjection::open(place.to_str().unwrap(), lance());
+        assert!(matches!(second, Err(StorageError::InUse { .. })), "{second:?}");
         // Threads are ended without waiting, which a task must not do.
         drop(store);
     });
-    assert!(!marker.exists(), "the tables were left in good order");
+    assert_eq!(fs_err::read(place.join("lock")).unwrap(), b"", "the tables were left in good order");
+    LanceProjection::open(place.to_str().unwrap(), lance()).unwrap();
 }

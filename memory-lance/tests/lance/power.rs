@@ -1,15 +1,13 @@
 //! The power is cut under a store with its copy: the store has what it acknowledged, and the copy becomes what the store is. With
 //! `MNEME_CUTS=60 cargo test -p mneme-memory-lance --test lance power -- --nocapture` it prints how many heads had to be repaired.
 
-use std::io::{BufRead as _, BufReader};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::disk::{Disk, neighbour, unavailable};
-use crate::faults::{ROUNDS, start, verify};
+use crate::faults::{end_within_a_step, start, verify};
 
 /// The size of the file system.
 const IMAGE_BYTES: u64 = 192 << 20;
@@ -29,7 +27,7 @@ fn the_copy_is_whole_again_after_the_power_was_cut() {
         }
     };
     let cuts: u64 = std::env::var("MNEME_CUTS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
-    let mut quarantined = 0;
+    let (mut quarantined, mut within) = (0, 0);
     for cut in 0..cuts {
         let place = disk.place.join(cut.to_string());
         fs_err::create_dir_all(&place).unwrap();
@@ -40,27 +38,25 @@ fn the_copy_is_whole_again_after_the_power_was_cut() {
         };
         let mut child = start(&place, &[]);
         let pid = Pid::from_child(&child);
-        let output = BufReader::new(child.stdout.take().unwrap());
-        let mut lines = output.lines().map_while(Result::ok);
-        let mut last =
-            lines.find_map(|line| line.strip_prefix("ack ")?.parse::<u64>().ok().filter(|at| *at >= cut % ROUNDS));
-        // Somewhere in the round after that one.
-        std::thread::sleep(Duration::from_millis(cut * 37 % 400));
-        // It may have ended by itself: then it is cut after the last sync.
-        let _ = kill_process(pid, Signal::STOP);
-        disk.cut_power().unwrap();
-        child.kill().unwrap();
-        last = lines.filter_map(|line| line.strip_prefix("ack ")?.parse().ok()).last().or(last);
-        child.wait().unwrap();
+        let ended = end_within_a_step(&mut child, cut, |child| {
+            // It may have ended by itself: then it is cut after the last sync.
+            let _ = kill_process(pid, Signal::STOP);
+            disk.cut_power().unwrap();
+            child.kill().unwrap();
+            child.wait().unwrap();
+        });
+        within += u64::from(ended.within.is_some());
         stop.store(true, Ordering::SeqCst);
         beside.join().unwrap();
         disk.unmount().unwrap();
         disk.mount().unwrap();
-        verify(&place, last.map_or(0, |round| round + 1));
+        verify(&place, ended.rounds);
         for table in ["memories", "vectors"] {
             quarantined += u64::from(place.join(format!("lance/{table}.lance/quarantine")).exists());
         }
         fs_err::remove_dir_all(&place).unwrap();
     }
-    println!("| cuts | lost | unopenable | heads repaired |\n|---|---|---|---|\n| {cuts} | 0 | 0 | {quarantined} |");
+    println!("| cuts | within a step | lost | unopenable | heads repaired |\n|---|---|---|---|---|");
+    println!("| {cuts} | {within} | 0 | 0 | {quarantined} |");
+    assert!(within > 0, "some of the cuts have to come in the middle of a step");
 }
