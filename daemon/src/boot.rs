@@ -163,13 +163,23 @@ fn open_store_at(config: &Config, folder: &Path) -> Result<Arc<dyn MemoryStore>,
     listen::make_private(folder)
         .map_err(|error| StoreError::Io { doing: "made the store's folder", source: error.into() })?;
     if settings.engine == StateEngine::Memory {
+        if !settings.lance.is_empty() {
+            return Err(no_lance(
+                "memory.lance is set, but memory.engine = \"memory\" keeps nothing to copy".to_owned(),
+            ));
+        }
         tracing::warn!("memory.engine = \"memory\": nothing survives this process");
         return Ok(Arc::new(DurableStore::in_memory(options)?));
     }
     let store = DurableStore::open(folder, options)?;
     match settings.lance.as_str() {
         "" => leave_lance(&store)?,
-        "auto" => follow_with_lance(&store, &folder.join("lance").to_string_lossy(), settings.disk_watermark.bytes())?,
+        "auto" => {
+            let place = folder.join("lance");
+            let words = || format!("memory.lance = \"auto\" cannot be {}, which is no text", place.display());
+            let place = place.to_str().ok_or_else(|| no_lance(words()))?;
+            follow_with_lance(&store, place, settings.disk_watermark.bytes())?;
+        }
         place => follow_with_lance(&store, place, settings.disk_watermark.bytes())?,
     }
     Ok(Arc::new(store))
@@ -192,16 +202,20 @@ fn leave_lance(store: &DurableStore) -> Result<(), StoreError> {
 fn follow_with_lance(store: &DurableStore, place: &str, disk_watermark_bytes: u64) -> Result<(), StoreError> {
     use mneme_memory_lance::{LanceOptions, LanceProjection};
     let options = LanceOptions { disk_watermark_bytes, ..LanceOptions::default() };
-    let failed = |error| StoreError::Projection { name: LANCE, source: Box::new(error) };
+    let failed =
+        |error: mneme_memory_lance::StorageError| StoreError::Projection { name: LANCE, source: Box::new(error) };
     let copy = LanceProjection::new(place, options).map_err(failed)?;
     store.attach(Arc::new(copy))
 }
 
-/// A setting that cannot be honoured is an error and not a silence.
 #[cfg(not(feature = "lance"))]
 fn follow_with_lance(_: &DurableStore, place: &str, _: u64) -> Result<(), StoreError> {
-    let source = format!("memory.lance is {place:?}, but this daemon was built without the feature lance").into();
-    Err(StoreError::Projection { name: LANCE, source })
+    Err(no_lance(format!("memory.lance is {place:?}, but this daemon was built without the feature lance")))
+}
+
+/// A setting that cannot be honoured is an error and not a silence.
+fn no_lance(words: String) -> StoreError {
+    StoreError::Projection { name: LANCE, source: words.into() }
 }
 
 fn store_limits(config: &Config) -> StoreLimits {
