@@ -83,6 +83,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &TestArguments) -> ExitCode 
     }
     suite.clippy(&linted);
     suite.tests(&members);
+    if !left_out.contains(&LANCE) {
+        suite.lance_copy(&members);
+    }
     suite.doctests(&members);
     suite.clients(&members);
     suite.deny();
@@ -128,6 +131,21 @@ impl Suite<'_> {
                 println!("cargo-nextest is not installed: cargo test runs instead, and a hang is not ended");
                 command.arg("test").args(members).args(["--no-fail-fast", "--lib", "--bins", "--tests"]);
             }
+            count(&mut command)
+        });
+    }
+
+    /// The daemon with its feature `lance`, which nothing else is built with: with the same members as the tests, so that Lance is not
+    /// built twice.
+    fn lance_copy(&mut self, members: &[String]) {
+        self.step("daemon with a lance copy", |root| {
+            let mut command = cargo(root);
+            if has_cargo_tool(root, "nextest") {
+                command.args(["nextest", "run"]);
+            } else {
+                command.arg("test");
+            }
+            command.args(members).args(["--features", "mneme-tests/lance", "--test", "lance_copy"]);
             count(&mut command)
         });
     }
