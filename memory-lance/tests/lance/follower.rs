@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::AsArray as _;
-use mneme_base::{Embedding, EmbeddingGeneration, Lsn, Namespace, Timestamp};
+use mneme_base::{Embedding, EmbeddingGeneration, Lsn, MemoryId, Namespace, Timestamp};
 use mneme_memory::durable::{Projection, restore};
 use mneme_memory::{
     DurableStore, ForgetSelector, MaintenanceTask, MemoryStore, NewMemory, OperationKind, OperationResult, StoreError,
@@ -73,12 +73,11 @@ fn a_copy_of_another_history_is_not_taken_for_that_of_a_restored_store() {
     drop((store, copy));
     restore(&backup, &folder.path().join("restored")).unwrap();
     let store = DurableStore::open(&folder.path().join("restored"), options()).unwrap();
+    let copy = attach(&store, place.to_str().unwrap());
     // Written before anybody looked at the copy: its checkpoint is no longer in the future.
     for number in 100..120 {
         remember(&store, number..number + 1);
     }
-    let copy = attach(&store, place.to_str().unwrap());
-    remember(&store, 120..125);
     assert!(store.lsn() > later);
     store.project().unwrap();
     assert_eq!(in_copy(&copy), in_store(&store));
@@ -298,6 +297,27 @@ fn a_purge_leaves_no_byte_of_what_was_forgotten_in_any_file_of_the_copy() {
     apply(&store, 502, OperationKind::Forget(ForgetSelector::Ids(ids.clone())));
     store.maintain(MaintenanceTask::Purge, now()).unwrap();
     assert!(!ids.iter().any(|id| holds(id.to_string().as_bytes())), "ids, where nothing is left");
+}
+
+#[test]
+fn a_purge_of_everything_before_there_was_an_index_leaves_no_id() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("lance");
+    let store = DurableStore::open(&folder.path().join("store"), options()).unwrap();
+    let _copy = attach(&store, place.to_str().unwrap());
+    let ids = remember(&store, 0..3);
+    embed(&store, &ids, 8);
+    store.project().unwrap();
+    // The last version of the vectors is the very deletion, and names what it deleted.
+    apply(&store, 502, OperationKind::Forget(ForgetSelector::Ids(ids.clone())));
+    store.maintain(MaintenanceTask::Purge, now()).unwrap();
+    let mut found = Vec::new();
+    files(&place, &mut found);
+    for path in found {
+        let bytes = fs_err::read(&path).unwrap();
+        let names = |id: &MemoryId| bytes.windows(36).any(|window| window == id.to_string().as_bytes());
+        assert!(!ids.iter().any(names), "{}", path.display());
+    }
 }
 
 #[test]
