@@ -1,4 +1,5 @@
-//! Does upkeep on time: purge, compaction, index, cleanup, audit. Each step stands alone, so that one that fails stops no other.
+//! Does upkeep on time: purge, compaction, index, cleanup, audit, and feeding what follows the store. Each step stands alone, so
+//! that one that fails stops no other.
 //!
 //! Called by: daemon (for the state of the steps). Calls: memory. Owns: the timers. Capacity: one step at a time. A restart
 //! begins the intervals anew.
@@ -15,12 +16,13 @@ use crate::tunables::Tuned;
 /// A step may take this long before it counts as failed.
 const STEP_TIMEOUT: Duration = Duration::from_mins(10);
 /// The steps, in the order in which they are begun.
-const STEPS: [MaintenanceTask; 5] = [
+const STEPS: [MaintenanceTask; 6] = [
     MaintenanceTask::Purge,
     MaintenanceTask::Compact,
     MaintenanceTask::Index,
     MaintenanceTask::Cleanup,
     MaintenanceTask::Audit,
+    MaintenanceTask::Follow,
 ];
 /// Failures of one step in a row before it is called out as an error.
 const FAILURES_ALARM: u32 = 3;
@@ -34,11 +36,18 @@ pub struct Intervals {
     pub compact: Duration,
     /// Approximate search is compared with exact search: this reads every vector twice.
     pub audit: Duration,
+    /// What follows the store, such as a columnar copy, is brought up. Each time costs a few small files where something changed.
+    pub follow: Duration,
 }
 
 impl Default for Intervals {
     fn default() -> Self {
-        Self { purge: Duration::from_hours(1), compact: Duration::from_mins(10), audit: Duration::from_hours(24) }
+        Self {
+            purge: Duration::from_hours(1),
+            compact: Duration::from_mins(10),
+            audit: Duration::from_hours(24),
+            follow: Duration::from_secs(30),
+        }
     }
 }
 
@@ -128,7 +137,9 @@ impl State {
         match self.arguments.memory.maintain(step, deadline_in(STEP_TIMEOUT)).await {
             Ok(report) => {
                 self.failures.retain(|(failed, _)| *failed != step);
-                if report.items > 0 {
+                if report.items > 0 && step == MaintenanceTask::Follow {
+                    tracing::debug!(items = report.items, "what follows the store was brought up");
+                } else if report.items > 0 {
                     tracing::info!(?step, items = report.items, bytes_freed = report.bytes_freed, "upkeep done");
                 }
             }
@@ -153,6 +164,7 @@ const fn interval(intervals: &Intervals, step: MaintenanceTask) -> Duration {
     match step {
         MaintenanceTask::Purge => intervals.purge,
         MaintenanceTask::Audit => intervals.audit,
+        MaintenanceTask::Follow => intervals.follow,
         _ => intervals.compact,
     }
 }

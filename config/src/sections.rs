@@ -174,6 +174,12 @@ section! {
         source_quota_per_hour: u32 = 20_000, number(0, 100_000_000), Live;
         /// How long the result of an operation is kept, so that a repeated operation id gets the stored answer.
         ledger_keep: Duration = 7 * DAY, time(HOUR, 365 * DAY), Live;
+        /// Where a copy of the memories is kept as Lance tables, for other programs to read: "" keeps none, "auto" is the folder
+        /// lance beside the store, else a folder or an object store. Needs a daemon that was built with the feature lance.
+        lance: String = String::new(), Bound::rule("\"\", \"auto\", an absolute folder, s3://, gs:// or az://", |place: &String| {
+            let stores = ["s3://", "gs://", "az://"];
+            place.is_empty() || place == "auto" || place.starts_with('/') || stores.iter().any(|scheme| place.starts_with(scheme))
+        }), Restart;
     }
 }
 

@@ -27,6 +27,8 @@ use crate::service::{ReloadReply, Service, ServiceParts};
 
 /// Wishes for a reload that wait.
 const RELOADS_MAX: usize = 8;
+/// The name under which the store keeps the journal for a Lance copy.
+const LANCE: &str = "lance";
 /// Nats in a bit: the loop counts in nats, people in bits.
 const NATS_PER_BIT: f64 = std::f64::consts::LN_2;
 
@@ -70,6 +72,9 @@ impl BootError {
             }
             Self::Store(StoreError::Corrupt { .. }) => {
                 Some("'mneme restore FOLDER' restores a backup; the damaged files were left as they are")
+            }
+            Self::Store(StoreError::Projection { .. }) => {
+                Some("set memory.lance to \"\", or build the daemon with --features lance")
             }
             _ => None,
         }
@@ -158,10 +163,59 @@ fn open_store_at(config: &Config, folder: &Path) -> Result<Arc<dyn MemoryStore>,
     listen::make_private(folder)
         .map_err(|error| StoreError::Io { doing: "made the store's folder", source: error.into() })?;
     if settings.engine == StateEngine::Memory {
+        if !settings.lance.is_empty() {
+            return Err(no_lance(
+                "memory.lance is set, but memory.engine = \"memory\" keeps nothing to copy".to_owned(),
+            ));
+        }
         tracing::warn!("memory.engine = \"memory\": nothing survives this process");
         return Ok(Arc::new(DurableStore::in_memory(options)?));
     }
-    Ok(Arc::new(DurableStore::open(folder, options)?))
+    let store = DurableStore::open(folder, options)?;
+    match settings.lance.as_str() {
+        "" => leave_lance(&store)?,
+        "auto" => {
+            let place = folder.join("lance");
+            let words = || format!("memory.lance = \"auto\" cannot be {}, which is no text", place.display());
+            let place = place.to_str().ok_or_else(|| no_lance(words()))?;
+            follow_with_lance(&store, place, settings.disk_watermark.bytes())?;
+        }
+        place => follow_with_lance(&store, place, settings.disk_watermark.bytes())?,
+    }
+    Ok(Arc::new(store))
+}
+
+/// A copy that is no longer wanted must not keep the journal for ever. Its tables are the user's to remove.
+fn leave_lance(store: &DurableStore) -> Result<(), StoreError> {
+    if store.follows(LANCE) {
+        tracing::warn!(
+            "memory.lance is off: the tables stay as they are, with what is forgotten from now on; remove them"
+        );
+        store.detach(LANCE)?;
+    }
+    Ok(())
+}
+
+/// Lets a Lance copy follow the store. Its place is looked at by the first step of upkeep: where it cannot be reached the daemon goes
+/// on without it and says so in its health, the journal is kept, and every step tries again.
+#[cfg(feature = "lance")]
+fn follow_with_lance(store: &DurableStore, place: &str, disk_watermark_bytes: u64) -> Result<(), StoreError> {
+    use mneme_memory_lance::{LanceOptions, LanceProjection};
+    let options = LanceOptions { disk_watermark_bytes, ..LanceOptions::default() };
+    let failed =
+        |error: mneme_memory_lance::StorageError| StoreError::Projection { name: LANCE, source: Box::new(error) };
+    let copy = LanceProjection::new(place, options).map_err(failed)?;
+    store.attach(Arc::new(copy))
+}
+
+#[cfg(not(feature = "lance"))]
+fn follow_with_lance(_: &DurableStore, place: &str, _: u64) -> Result<(), StoreError> {
+    Err(no_lance(format!("memory.lance is {place:?}, but this daemon was built without the feature lance")))
+}
+
+/// A setting that cannot be honoured is an error and not a silence.
+fn no_lance(words: String) -> StoreError {
+    StoreError::Projection { name: LANCE, source: words.into() }
 }
 
 fn store_limits(config: &Config) -> StoreLimits {

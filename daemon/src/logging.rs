@@ -7,8 +7,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use mneme_config::{Config, LogFormat, LogSettings};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
+
+/// Programs' parts that log whom they serve at a level that is no news here: Lance tells the ids of what it deletes.
+const QUIET: [&str; 3] = ["lance", "datafusion", "object_store"];
+
+/// The filter of a level. What a user says of those parts by name goes before what is said of them here.
+fn filter(level: &str) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
+    let most = level.parse().unwrap_or(LevelFilter::WARN).min(LevelFilter::WARN);
+    let quiet: String = QUIET.iter().map(|part| format!("{part}={most},")).collect();
+    EnvFilter::try_new(quiet + level)
+}
 
 /// Changes a log that is already running.
 #[derive(Debug)]
@@ -32,7 +43,7 @@ impl Rotation {
 
 /// Starts the log. Fails when the file cannot be opened or a log is running already.
 pub fn start(config: &Config) -> Result<LogHandle, Box<dyn std::error::Error + Send + Sync>> {
-    let (filter, level) = tracing_subscriber::reload::Layer::new(EnvFilter::try_new(&config.log.level)?);
+    let (filter, level) = tracing_subscriber::reload::Layer::new(filter(&config.log.level)?);
     let rotation = Arc::new(Rotation::new(&config.log));
     let file = if config.log.file {
         let folder = config.paths.state_dir.join("log");
@@ -119,7 +130,7 @@ impl LogHandle {
     pub fn configure(&self, settings: &LogSettings) {
         self.rotation.bytes_max.store(settings.file_bytes_max.bytes(), Ordering::Relaxed);
         self.rotation.files_keep.store(settings.files_keep, Ordering::Relaxed);
-        match EnvFilter::try_new(&settings.level) {
+        match filter(&settings.level) {
             Ok(filter) => {
                 let _ = self.level.reload(filter);
             }
@@ -143,6 +154,39 @@ pub fn log_panics() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn logged(level: &str) -> String {
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&written);
+        let writer = move || Sink(Arc::clone(&sink));
+        let layer = tracing_subscriber::fmt::layer().with_ansi(false).without_time().with_writer(writer);
+        let subscriber = tracing_subscriber::registry().with(filter(level).unwrap()).with(layer);
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(target: "lance::dataset_events", "predicate=id IN ('0198')");
+            tracing::warn!(target: "lance_core::cache", "cache is full");
+            tracing::info!(target: "mneme_memory_lance::projection", "filled anew");
+        });
+        String::from_utf8(written.lock().unwrap().clone()).unwrap()
+    }
+
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_part_says_of_the_forgotten_is_logged_only_where_it_was_asked_for_by_name() {
+        let usual = logged("info");
+        assert!(!usual.contains("0198") && usual.contains("cache is full") && usual.contains("filled anew"), "{usual}");
+        assert!(logged("info,lance=info").contains("0198"));
+        assert_eq!(logged("off"), "");
+    }
 
     #[test]
     fn a_full_file_makes_way_and_only_so_many_are_kept() {

@@ -10,6 +10,7 @@ use clap::Parser;
 use mneme_config::{Config, Reload, Reloader, Sources, Update};
 use mneme_ipc::types::ReloadResult;
 use mneme_ipc::{ErrorBody, ErrorKind};
+use mneme_memory::StoreError;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -164,10 +165,11 @@ async fn run(config: Arc<Config>, sources: Sources, log: logging::LogHandle) -> 
 }
 
 /// What a start that failed ends with. Only what a person has to put right ends with the status that service managers do not
-/// restart on: folder, lock, socket. A store or an actor that could not start may well start the next time.
+/// restart on: folder, lock, socket, a copy that this build cannot keep. A store or an actor that could not start may well start the next time.
 const fn exit_code(error: &BootError) -> u8 {
     match error {
         BootError::Folder { .. } | BootError::Lock(_) | BootError::Listen(_) => EXIT_CONFIG,
+        BootError::Store(StoreError::Projection { .. }) => EXIT_CONFIG,
         BootError::Store(_) | BootError::Actors(_) => EXIT_FAULT,
     }
 }

@@ -1,5 +1,34 @@
-//! ArrowStorage: the store as a Lance dataset, for scale beyond memory and for readers of the Lance ecosystem. Not built yet.
+//! ArrowStorage: the store as Lance datasets, for scale beyond one machine's memory and for readers of the Lance ecosystem.
+//! Knows the store's projection trait and nothing of sockets, actors or settings.
 //!
-//! It will follow the store's journal through `mneme_memory`'s projection trait: appends and keyed upserts in batches, a sync
-//! before each checkpoint, quarantine of a bad head manifest, rebuild from the journal, and compaction, index update and cleanup as
-//! separate supervised steps. Until then the store is complete without it.
+//! The journal is the truth and this is a copy that can be made anew. [`LanceProjection`] follows the store: it applies changes by
+//! key, syncs them, and only then moves its checkpoint. It runs on any URI that Lance can write: a folder, or an object store by
+//! cargo feature (`s3`, `gcs`, `azure`).
+//!
+//! ```no_run
+//! # use std::sync::Arc;
+//! # use mneme_memory::{DurableOptions, DurableStore, MaintenanceTask, MemoryStore};
+//! # use mneme_memory_lance::{LanceOptions, LanceProjection};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let store = DurableStore::open("memory".as_ref(), DurableOptions::default())?;
+//! store.attach(Arc::new(LanceProjection::open("memory/lance", LanceOptions::default())?))?;
+//! store.project()?;
+//! # Ok(())
+//! # }
+//! ```
+//! Reading order: [`schema`] (the tables), [`rows`] (memories as columns and back), [`shared`] (options and errors), [`storage`] (one
+//! table), [`repair`] (a damaged head), `sync` (what Lance does not do), `upkeep`, [`projection`], [`parquet`].
+
+pub mod parquet;
+pub mod projection;
+pub mod repair;
+pub mod rows;
+pub mod schema;
+pub mod shared;
+pub mod storage;
+mod sync;
+mod upkeep;
+
+pub use projection::LanceProjection;
+pub use shared::{LanceOptions, StorageError, StorageReport, TableVersion};
+pub use storage::ArrowStorage;

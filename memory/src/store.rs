@@ -257,7 +257,7 @@ pub struct Scan {
 }
 
 /// Upkeep that the housekeeper asks for, each step on its own so that one failing does not stop the others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum MaintenanceTask {
@@ -271,6 +271,8 @@ pub enum MaintenanceTask {
     Cleanup,
     /// Compare approximate with exact search on sampled queries.
     Audit,
+    /// Bring what follows the store, such as a columnar copy, up to the last change.
+    Follow,
 }
 
 /// What a maintenance step did.

@@ -158,6 +158,14 @@ struct CopyInner {
     checkpoint: Lsn,
     resets: u32,
     purges: u32,
+    unreachable: bool,
+}
+
+impl CopyInner {
+    fn reached(&self) -> Result<(), StoreError> {
+        let source = "the network is down".into();
+        if self.unreachable { Err(StoreError::Projection { name: "copy", source }) } else { Ok(()) }
+    }
 }
 
 impl Projection for Copy {
@@ -169,6 +177,7 @@ impl Projection for Copy {
     }
     fn apply(&self, records: &[JournalRecord], up_to: Lsn) -> Result<(), StoreError> {
         let mut inner = self.inner.lock().unwrap();
+        inner.reached()?;
         for record in records {
             match &record.change {
                 Change::Upserted(memory) => {
@@ -194,7 +203,9 @@ impl Projection for Copy {
         Ok(())
     }
     fn purge(&self) -> Result<(), StoreError> {
-        self.inner.lock().unwrap().purges += 1;
+        let mut inner = self.inner.lock().unwrap();
+        inner.reached()?;
+        inner.purges += 1;
         Ok(())
     }
 }
@@ -240,6 +251,38 @@ fn a_projection_follows_over_restarts_and_is_filled_anew_when_it_was_lost() {
     assert_eq!(copy.inner.lock().unwrap().vectors.len(), 1);
     store.maintain(MaintenanceTask::Purge, now()).unwrap();
     assert_eq!(copy.inner.lock().unwrap().purges, 1, "a purge reaches the projections");
+}
+
+#[test]
+fn a_projection_that_cannot_be_reached_delays_its_own_purge_only_and_is_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = Arc::new(Copy::default());
+    let store = DurableStore::open(folder.path(), options(EngineKind::Redb)).unwrap();
+    store.attach(copy.clone()).unwrap();
+    let id = id_of(outcome(&store, 1, note("kQ7vX2pLw9TzR4mB"), now()));
+    store.project().unwrap();
+    assert_eq!(store.stats().health, StoreHealth::Healthy);
+    copy.inner.lock().unwrap().unreachable = true;
+    outcome(&store, 2, OperationKind::Forget(ForgetSelector::Ids(vec![id])), now());
+    outcome(&store, 3, note("written meanwhile"), now());
+    assert!(matches!(store.maintain(MaintenanceTask::Purge, now()), Err(StoreError::Projection { .. })));
+    assert_eq!(files_with(folder.path(), b"kQ7vX2pLw9TzR4mB"), 0, "the store's own files do not wait");
+    let stats = store.stats();
+    assert_eq!(stats.purge_pending, 1, "it is not called purged");
+    let StoreHealth::Degraded { reason } = stats.health else { panic!("{:?}", stats.health) };
+    assert_eq!(reason, "projection copy failed: the network is down");
+    // Other steps do not hide it.
+    store.maintain(MaintenanceTask::Cleanup, now()).unwrap();
+    assert!(matches!(store.stats().health, StoreHealth::Degraded { .. }));
+    copy.inner.lock().unwrap().unreachable = false;
+    store.maintain(MaintenanceTask::Follow, now()).unwrap();
+    store.maintain(MaintenanceTask::Purge, now()).unwrap();
+    let stats = store.stats();
+    assert_eq!((stats.purge_pending, stats.health), (0, StoreHealth::Healthy));
+    assert_eq!(copy.inner.lock().unwrap().memories.len(), 1);
+    assert!(store.follows("copy"));
+    store.detach("copy").unwrap();
+    assert!(!store.follows("copy"));
 }
 
 /// An engine that fails when it is told to.

@@ -35,6 +35,18 @@ fn what_was_acknowledged_survives_a_kill_and_a_stale_socket() {
     assert_eq!(daemon.client().ok("memory.stats", json!({}))["memories"], 60);
 }
 
+#[cfg(not(feature = "lance"))]
+#[test]
+fn a_copy_that_this_build_cannot_keep_is_a_fault_of_the_settings() {
+    let folder = tempfile::tempdir().unwrap();
+    let (status, words) = setup(folder.path()).set("memory.lance=auto").run_to_end();
+    assert_eq!(status.code(), Some(78), "{words}");
+    assert!(words.contains("built without the feature lance") && words.contains("hint: "), "{words}");
+    let (status, words) = setup(folder.path()).set("memory.lance=file:///tmp/x").run_to_end();
+    assert_eq!(status.code(), Some(78), "{words}");
+    assert!(words.contains("an absolute folder"), "{words}");
+}
+
 #[test]
 fn the_same_op_id_is_one_change_even_across_a_crash() {
     let folder = tempfile::tempdir().unwrap();

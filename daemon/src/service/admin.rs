@@ -42,17 +42,24 @@ impl Service {
     pub(super) async fn compact(&self, deadline: Instant) -> Result<wire::UpkeepResult, ErrorBody> {
         let mut result = wire::UpkeepResult { items: BTreeMap::new(), bytes_freed: 0 };
         let steps = [
+            ("follow", MaintenanceTask::Follow),
             ("purge", MaintenanceTask::Purge),
             ("compact", MaintenanceTask::Compact),
             ("index", MaintenanceTask::Index),
             ("cleanup", MaintenanceTask::Cleanup),
         ];
+        // Each stands alone: a copy that cannot be reached fails some of them, and the store's own files wait for none.
+        let mut failed = None;
         for (name, step) in steps {
-            let report = self.system.memory.maintain(step, deadline).await.map_err(told)?;
-            result.items.insert(name.to_owned(), report.items);
-            result.bytes_freed += report.bytes_freed;
+            match self.system.memory.maintain(step, deadline).await {
+                Ok(report) => {
+                    result.items.insert(name.to_owned(), report.items);
+                    result.bytes_freed += report.bytes_freed;
+                }
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
-        Ok(result)
+        failed.map_or(Ok(result), |error| Err(told(error)))
     }
 
     /// What the engine is called, or that it was not needed yet.

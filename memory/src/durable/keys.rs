@@ -10,6 +10,8 @@ pub(crate) const REGENERATION: &[u8] = b"regeneration";
 pub(crate) const NAMESPACE_PREFIX: &[u8] = b"namespace/";
 /// `projection/NAME` for each projection that the journal is kept for.
 pub(crate) const PROJECTION_PREFIX: &[u8] = b"projection/";
+/// The history of the store that a projection follows.
+pub(crate) const HISTORY_PREFIX: &[u8] = b"history/";
 /// The name under which the journal is kept for the file of the recall index.
 pub(crate) const INDEX_FOLLOWER: &str = "recall-index";
 /// Which file of the recall index belongs to these rows: its number and the LSN that it stands for.

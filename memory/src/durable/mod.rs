@@ -25,9 +25,11 @@ mod snapshot;
 pub(crate) mod transaction;
 mod upkeep;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Bound, ControlFlow};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
@@ -84,6 +86,10 @@ pub struct DurableStore {
     /// What the last transaction left, for readers that must not wait for the writer.
     published: RwLock<WriterState>,
     projections: RwLock<Vec<Arc<dyn Projection>>>,
+    /// Projections whose last step failed, and why.
+    projection_faults: Mutex<BTreeMap<(String, MaintenanceTask), String>>,
+    /// Forgets up to this LSN are in none of the state engine's files any more.
+    purged_through: AtomicU64,
     opened_from_index_file: bool,
     /// Held for a whole step of upkeep: one at a time.
     upkeep: Mutex<UpkeepState>,
@@ -140,6 +146,8 @@ impl DurableStore {
             writer: Mutex::new(state),
             index: RwLock::new(index),
             projections: RwLock::default(),
+            projection_faults: Mutex::default(),
+            purged_through: AtomicU64::new(0),
             opened_from_index_file: file_lsn.is_some(),
             upkeep: Mutex::default(),
             sizes: Mutex::default(),
@@ -337,7 +345,10 @@ impl DurableStore {
         let health = match (self.engine.fault(), self.check_disk()) {
             (Some(reason), _) => StoreHealth::Failed { reason },
             (None, Err(error)) => StoreHealth::ReadOnly { reason: error.to_string() },
-            (None, Ok(())) => StoreHealth::Healthy,
+            (None, Ok(())) => match self.projection_fault() {
+                Some(reason) => StoreHealth::Degraded { reason },
+                None => StoreHealth::Healthy,
+            },
         };
         StoreStats {
             engine: self.engine.kind().to_string(),

@@ -11,12 +11,13 @@ use mneme_base::{Embedding, EmbeddingGeneration, Lsn, MemoryId, Timestamp};
 
 use crate::domain::Memory;
 use crate::durable::record::{self, ChangeKind};
+use crate::durable::snapshot::fresh_number;
 use crate::durable::transaction::Transaction;
 use crate::durable::{DurableStore, corrupt, each_memory, keys};
 use crate::state::{Table, WriteBatch};
 use crate::store::{MaintenanceReport, MaintenanceTask, StoreError};
 
-/// Records that a projection gets at once.
+/// Changes that a projection gets at once; the transaction that passes this number is taken whole.
 const RECORDS_PER_APPLY: usize = 1_000;
 /// Journal rows that one transaction removes.
 const TRUNCATE_ROWS: usize = 10_000;
@@ -57,13 +58,21 @@ pub trait Projection: Send + Sync + fmt::Debug {
     /// Its name, for ever: the journal is kept for it under this name, also while it is not attached.
     fn name(&self) -> &str;
 
+    /// Whether what it holds came from this history of the store; nothing is as good. The number is made when a store is first
+    /// followed, and anew by a restore. It has to be kept with the next checkpoint.
+    fn belongs_to(&self, history: u64) -> Result<bool, StoreError> {
+        let _ = history;
+        Ok(true)
+    }
+
     /// Up to where everything is durable in it.
     fn checkpoint_lsn(&self) -> Result<Lsn, StoreError>;
 
     /// Applies records in order and makes them durable, with `up_to` as its new checkpoint.
     fn apply(&self, records: &[JournalRecord], up_to: Lsn) -> Result<(), StoreError>;
 
-    /// Empties it: everything comes again from the start. Called when the journal does not reach back to its checkpoint.
+    /// Empties it: everything comes again from the start. Called when the journal does not reach back to its checkpoint, or what it
+    /// holds came from elsewhere.
     fn reset(&self) -> Result<(), StoreError>;
 
     /// Makes removed content unreadable in its files.
@@ -78,11 +87,16 @@ pub trait Projection: Send + Sync + fmt::Debug {
 
 /// The row that the journal is kept by: from where on it is complete for the projection, and how far that one has come.
 pub(super) struct Follower {
-    pub(super) complete_after: u64,
-    pub(super) checkpoint: u64,
+    complete_after: u64,
+    checkpoint: u64,
 }
 
 impl Follower {
+    /// One that begins to follow at an LSN.
+    pub(super) const fn new(lsn: u64) -> Self {
+        Self { complete_after: lsn, checkpoint: lsn }
+    }
+
     pub(super) fn encode(&self) -> Vec<u8> {
         [self.complete_after.to_le_bytes(), self.checkpoint.to_le_bytes()].concat()
     }
@@ -108,7 +122,7 @@ impl DurableStore {
         if !writer.projections.contains(&name) {
             let corrupt = corrupt(&self.folder);
             let mut transaction = Transaction::new(self.engine.as_ref(), writer.clone(), &corrupt);
-            let follower = Follower { complete_after: writer.counters.lsn, checkpoint: writer.counters.lsn };
+            let follower = Follower::new(writer.counters.lsn);
             transaction.batch.put(Table::Meta, keys::meta(keys::PROJECTION_PREFIX, name.as_bytes()), follower.encode());
             transaction.state.projections.push(name);
             self.commit(&mut writer, transaction)?;
@@ -121,11 +135,13 @@ impl DurableStore {
     pub fn detach(&self, name: &str) -> Result<(), StoreError> {
         self.check_open()?;
         self.projections.write().unwrap_or_else(PoisonError::into_inner).retain(|other| other.name() != name);
+        self.projection_faults.lock().unwrap_or_else(PoisonError::into_inner).retain(|(other, _), _| other != name);
         {
             let mut writer = self.writer();
             let corrupt = corrupt(&self.folder);
             let mut transaction = Transaction::new(self.engine.as_ref(), writer.clone(), &corrupt);
             transaction.batch.delete(Table::Meta, keys::meta(keys::PROJECTION_PREFIX, name.as_bytes()));
+            transaction.batch.delete(Table::Meta, keys::meta(keys::HISTORY_PREFIX, name.as_bytes()));
             transaction.state.projections.retain(|other| other != name);
             self.commit(&mut writer, transaction)?;
         }
@@ -135,13 +151,53 @@ impl DurableStore {
     /// Brings every attached projection up to the last change and cuts the journal. Returns the records applied. Writes go on
     /// meanwhile.
     pub fn project(&self) -> Result<u64, StoreError> {
-        let attached = self.projections.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut applied = 0;
-        for projection in &attached {
-            applied += self.project_one(projection.as_ref())?;
-        }
+        let outcome = self.each_projection(MaintenanceTask::Follow, |projection| {
+            applied += self.project_one(projection)?;
+            Ok(())
+        });
         self.truncate_journal()?;
-        Ok(applied)
+        outcome.map(|()| applied)
+    }
+
+    /// Does something with every attached projection, whatever comes of the others, and notes how each is. The first error is
+    /// returned.
+    pub(super) fn each_projection(
+        &self,
+        step: MaintenanceTask,
+        mut work: impl FnMut(&dyn Projection) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let attached = self.projections.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut outcome = Ok(());
+        for projection in &attached {
+            let result = work(projection.as_ref());
+            self.note_projection(projection.name(), step, result.as_ref().err());
+            outcome = outcome.and(result);
+        }
+        outcome
+    }
+
+    fn note_projection(&self, name: &str, step: MaintenanceTask, error: Option<&StoreError>) {
+        let mut faults = self.projection_faults.lock().unwrap_or_else(PoisonError::into_inner);
+        match error {
+            Some(error) => {
+                faults.insert((name.to_owned(), step), words(error));
+            }
+            None => {
+                faults.remove(&(name.to_owned(), step));
+            }
+        }
+    }
+
+    /// What is wrong with projections, in words; `None` while nothing is.
+    pub(super) fn projection_fault(&self) -> Option<String> {
+        let faults = self.projection_faults.lock().unwrap_or_else(PoisonError::into_inner);
+        faults.values().next().cloned()
+    }
+
+    /// Whether the journal is kept for a projection of this name.
+    pub fn follows(&self, name: &str) -> bool {
+        self.published().projections.iter().any(|known| known == name)
     }
 
     fn follower(&self, name: &str) -> Result<Option<Follower>, StoreError> {
@@ -149,14 +205,30 @@ impl DurableStore {
         Ok(self.engine.get(Table::Meta, &key)?.as_deref().and_then(Follower::decode))
     }
 
+    /// The number of the history that a projection follows; made when it is first asked for.
+    fn history(&self, name: &str) -> Result<u64, StoreError> {
+        let key = keys::meta(keys::HISTORY_PREFIX, name.as_bytes());
+        let known = self.engine.get(Table::Meta, &key)?;
+        if let Some(number) = known.as_deref().and_then(|bytes| bytes.first_chunk::<8>()) {
+            return Ok(u64::from_le_bytes(*number));
+        }
+        let number = fresh_number(self.lsn().0);
+        let mut batch = WriteBatch::default();
+        batch.put(Table::Meta, key, number.to_le_bytes());
+        let _writer = self.writer();
+        self.engine.commit(&batch)?;
+        Ok(number)
+    }
+
     fn project_one(&self, projection: &dyn Projection) -> Result<u64, StoreError> {
         let Some(mut follower) = self.follower(projection.name())? else { return Ok(0) };
+        let ours = projection.belongs_to(self.history(projection.name())?)?;
         let mut checkpoint = projection.checkpoint_lsn()?.0;
         let mut applied = 0;
-        // A checkpoint from the future is that of another store.
-        let foreign = checkpoint > self.lsn().0;
+        // A checkpoint from the future is that of another store, whatever it says.
+        let foreign = !ours || checkpoint > self.lsn().0;
         if foreign || checkpoint < follower.complete_after || checkpoint < follower.checkpoint {
-            tracing::info!(projection = projection.name(), "journal does not reach back, projection is filled anew");
+            tracing::info!(projection = projection.name(), foreign, "projection is filled anew");
             projection.reset()?;
             let up_to = self.lsn();
             applied += self.fill(projection, up_to)?;
@@ -176,6 +248,9 @@ impl DurableStore {
             applied += records.len() as u64;
             projection.apply(&records, Lsn(last))?;
             checkpoint = last;
+        }
+        if follower.checkpoint == checkpoint {
+            return Ok(applied);
         }
         follower.checkpoint = checkpoint;
         let mut batch = WriteBatch::default();
@@ -215,15 +290,21 @@ impl DurableStore {
     }
 
     pub(super) fn journal_rows(&self, after: u64) -> Result<Vec<(u64, record::JournalRow)>, StoreError> {
-        let mut raw = Vec::new();
+        let (mut rows, mut changes, mut fault) = (Vec::new(), 0, None);
         let from = after.to_be_bytes();
         self.engine.scan(Table::Journal, Bound::Excluded(&from), Bound::Unbounded, &mut |key, value| {
-            raw.extend(key.first_chunk::<8>().map(|lsn| (u64::from_be_bytes(*lsn), value.to_vec())));
-            if raw.len() < RECORDS_PER_APPLY { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            let Some(lsn) = key.first_chunk::<8>() else { return ControlFlow::Continue(()) };
+            match record::decode_journal(value) {
+                Ok(row) => {
+                    changes += row.changes.len();
+                    rows.push((u64::from_be_bytes(*lsn), row));
+                }
+                Err(error) => fault = Some(corrupt(&self.folder)(error)),
+            }
+            let enough = changes >= RECORDS_PER_APPLY || rows.len() >= RECORDS_PER_APPLY;
+            if enough || fault.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
-        raw.into_iter()
-            .map(|(lsn, bytes)| Ok((lsn, record::decode_journal(&bytes).map_err(corrupt(&self.folder))?)))
-            .collect()
+        fault.map_or(Ok(rows), Err)
     }
 
     /// What a change of an id means now.
@@ -234,7 +315,11 @@ impl DurableStore {
             (ChangeKind::Embedded, Some(memory)) => match self.engine.get(Table::Embedding, id.as_bytes())? {
                 Some(bytes) => {
                     let (generation, embeddings) = record::decode_embeddings(&bytes).map_err(corrupt(&self.folder))?;
-                    Change::Embedded { id, generation, embeddings }
+                    // Vectors of a generation on its way out may have another width, and will be replaced: they are not told of.
+                    match self.published().generation.as_ref() {
+                        Some(current) if *current != generation => Change::Upserted(Box::new(memory)),
+                        _ => Change::Embedded { id, generation, embeddings },
+                    }
                 }
                 None => Change::Upserted(Box::new(memory)),
             },
@@ -264,4 +349,15 @@ impl DurableStore {
             self.engine.commit(&batch)?;
         }
     }
+}
+
+/// An error with what caused it, in one line.
+fn words(error: &StoreError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }

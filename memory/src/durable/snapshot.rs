@@ -256,11 +256,7 @@ impl DurableStore {
             let corrupt = corrupt(&self.folder);
             let mut transaction = Transaction::new(self.engine.as_ref(), writer.clone(), &corrupt);
             let lsn = writer.counters.lsn;
-            transaction.batch.put(
-                Table::Meta,
-                follower_key(),
-                Follower { complete_after: lsn, checkpoint: lsn }.encode(),
-            );
+            transaction.batch.put(Table::Meta, follower_key(), Follower::new(lsn).encode());
             transaction.state.projections.push(keys::INDEX_FOLLOWER.to_owned());
             self.commit(&mut writer, transaction)?;
         }
@@ -317,7 +313,7 @@ impl DurableStore {
     fn adopt(&self, row: FileRow) -> Result<(), StoreError> {
         let mut batch = WriteBatch::default();
         batch.put(Table::Meta, keys::INDEX_FILE, row.encode());
-        batch.put(Table::Meta, follower_key(), Follower { complete_after: row.lsn, checkpoint: row.lsn }.encode());
+        batch.put(Table::Meta, follower_key(), Follower::new(row.lsn).encode());
         let _writer = self.writer();
         self.engine.commit(&batch)
     }
@@ -355,8 +351,8 @@ fn follower_key() -> Vec<u8> {
     keys::meta(keys::PROJECTION_PREFIX, keys::INDEX_FOLLOWER.as_bytes())
 }
 
-/// A number that no earlier file had: the time in nanoseconds, mixed with the LSN where the clock stands still.
-fn fresh_number(lsn: u64) -> u64 {
+/// A number that no earlier file or history had: the time in nanoseconds, mixed with the LSN where the clock stands still.
+pub(super) fn fresh_number(lsn: u64) -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     (now.as_nanos() as u64).wrapping_add(lsn)
 }

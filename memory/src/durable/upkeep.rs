@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::{Bound, ControlFlow};
 use std::path::Path;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use mneme_base::{Embedding, MemoryId, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -64,38 +65,55 @@ impl DurableStore {
             MaintenanceTask::Index => self.refresh_index(),
             MaintenanceTask::Cleanup => self.clean_up(now),
             MaintenanceTask::Audit => self.audit(),
+            MaintenanceTask::Follow => self.follow(),
         }?;
-        let attached = self.projections.read().unwrap_or_else(PoisonError::into_inner).clone();
-        for projection in &attached {
+        self.each_projection(task, |projection| {
             let theirs = projection.upkeep(task, now)?;
             report.items += theirs.items;
             report.bytes_freed += theirs.bytes_freed;
-        }
+            Ok(())
+        })?;
         Ok(report)
     }
 
-    /// Makes what was forgotten until now unreadable: projections first, then the state engine's files are rewritten.
+    /// Brings the projections up to the last change.
+    fn follow(&self) -> Result<MaintenanceReport, StoreError> {
+        Ok(MaintenanceReport { items: self.project()?, ..MaintenanceReport::default() })
+    }
+
+    /// Makes what was forgotten until now unreadable: in the projections, then by rewriting the state engine's files. While a
+    /// projection cannot be reached, the store's own files are purged all the same, and the step fails until that one is too.
     fn purge(&self, now: Timestamp) -> Result<MaintenanceReport, StoreError> {
-        let (ids, lsn) = {
+        let (mut ids, mut newest) = (Vec::new(), 0);
+        let lsn = {
             let writer = self.writer();
-            let mut ids = Vec::new();
-            self.engine.scan(Table::Purge, Bound::Unbounded, Bound::Unbounded, &mut |key, _| {
+            self.engine.scan(Table::Purge, Bound::Unbounded, Bound::Unbounded, &mut |key, value| {
                 ids.push(key.to_vec());
+                newest = newest.max(value.first_chunk::<8>().map_or(u64::MAX, |lsn| u64::from_be_bytes(*lsn)));
                 ControlFlow::Continue(())
             })?;
-            (ids, writer.counters.lsn)
+            writer.counters.lsn
         };
         if ids.is_empty() {
             return Ok(MaintenanceReport::default());
         }
-        self.check_room_to_rewrite()?;
-        self.project()?;
-        let attached = self.projections.read().unwrap_or_else(PoisonError::into_inner).clone();
-        for projection in &attached {
-            projection.purge()?;
+        // Rewriting costs the whole file: not again for the same rows while a projection keeps failing.
+        let rewrites = self.purged_through.load(Ordering::Acquire) < newest;
+        if rewrites {
+            self.check_room_to_rewrite()?;
         }
-        let had_index_file = self.drop_index_file()?;
-        let bytes_freed = self.engine.rewrite()?;
+        let projected =
+            self.project().and_then(|_| self.each_projection(MaintenanceTask::Purge, |projection| projection.purge()));
+        let (mut had_index_file, mut bytes_freed) = (false, 0);
+        if rewrites {
+            had_index_file = self.drop_index_file()?;
+            bytes_freed = self.engine.rewrite()?;
+            self.purged_through.store(newest, Ordering::Release);
+        }
+        if let Err(error) = projected {
+            self.index_file_again(had_index_file)?;
+            return Err(error);
+        }
         let items = ids.len() as u64;
         let mut writer = self.writer();
         let corrupt = corrupt(&self.folder);
@@ -110,12 +128,17 @@ impl DurableStore {
         transaction.finish_without_operations();
         self.commit(&mut writer, transaction)?;
         drop(writer);
-        if had_index_file && let Err(error) = self.write_index_file() {
+        self.index_file_again(had_index_file)?;
+        Ok(MaintenanceReport { items, bytes_freed, measure: None })
+    }
+
+    fn index_file_again(&self, had_one: bool) -> Result<(), StoreError> {
+        if had_one && let Err(error) = self.write_index_file() {
             // Everything is purged; what is missing costs time at the next opening, and is written by a later step.
             self.check_open()?;
             tracing::warn!(%error, "no index file after the purge");
         }
-        Ok(MaintenanceReport { items, bytes_freed, measure: None })
+        Ok(())
     }
 
     /// Refuses a rewrite that would fill the disk: for a while there are two copies of every row.
@@ -357,5 +380,22 @@ pub fn restore(backup: &Path, folder: &Path) -> Result<u64, StoreError> {
         let problem = "the restored copy differs from the backup".to_owned();
         return Err(StoreError::Corrupt { path: folder.to_owned(), problem });
     }
+    forget_followers(&folder.join(STATE))?;
     Ok(manifest.memories)
+}
+
+/// What follows a store that goes back in time must not take its new history for the one that it knows.
+fn forget_followers(state: &Path) -> Result<(), StoreError> {
+    let engine = open_engine(state, crate::state::EngineKind::default(), VERIFY_CACHE_BYTES)?;
+    let mut batch = WriteBatch::default();
+    for prefix in [keys::PROJECTION_PREFIX, keys::HISTORY_PREFIX] {
+        scan_prefix(engine.as_ref(), Table::Meta, prefix, &mut |key, _| {
+            // The store's own index file is vouched for by another row.
+            if !key.ends_with(keys::INDEX_FOLLOWER.as_bytes()) {
+                batch.delete(Table::Meta, key);
+            }
+            ControlFlow::Continue(())
+        })?;
+    }
+    if batch.is_empty() { Ok(()) } else { engine.commit(&batch) }
 }

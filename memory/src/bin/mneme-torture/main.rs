@@ -10,6 +10,7 @@
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
 mod child;
+mod disk;
 mod faults;
 mod kill;
 mod power;
@@ -118,7 +119,7 @@ fn run(arguments: &Arguments) -> std::io::Result<bool> {
             tell(&kill::run(&folder("kill")?, *engine, arguments.kills, arguments.seed)?);
         }
         if arguments.cuts > 0 {
-            match power::unavailable() {
+            match disk::unavailable() {
                 Some(reason) => println!("\nskipped: {reason}\n"),
                 None => match power::run(&folder("power")?, *engine, arguments.cuts, arguments.seed) {
                     Err(error) if error.kind() == std::io::ErrorKind::Unsupported => println!("\nskipped: {error}\n"),
