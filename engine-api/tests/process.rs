@@ -200,7 +200,7 @@ fn a_trainer_stands_still_while_a_call_is_served_and_goes_on_after_it() {
     options.environment = vec![("FAKE_ENGINE_STEP_MS".into(), "50".into())];
     let process = EngineProcess::new(options);
     let mut job = job(folder.path());
-    job.train = vec![job.train[0].clone(); 8];
+    job.train = vec![job.train[0].clone(); 40];
     std::thread::scope(|scope| {
         let training = scope.spawn(|| process.train(&job, &mut |_| {}, &CancelToken::default()));
         let pid = eventually(|| process.trainer_pid());

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mneme_base::{MemoryId, Timestamp, TrustTier};
+use mneme_engine_api::{CancelToken, EmbedPurpose};
 use mneme_evolution::data::{Authorship, Signature};
 use mneme_evolution::machine::Event;
 use ractor::ActorRef;
@@ -86,7 +87,14 @@ async fn embed(
 async fn user_text(arguments: &Arguments, id: MemoryId, time: Timestamp) -> Option<Event> {
     let deadline = deadline_in(TEXT_TIMEOUT);
     let memory = arguments.memory.get(id, deadline).await.ok()??;
-    let situation = arguments.memory.embed(memory.text.clone(), deadline).await.ok()?;
+    let (engine, text) = (Arc::clone(&arguments.engine), memory.text.clone());
+    // Nobody waits for it: as a stored text it stands in the way of no question and stops no trainer.
+    let embed = move || {
+        let mut vectors =
+            engine.embed(&[text], EmbedPurpose::Document, &CancelToken::with_deadline(TEXT_TIMEOUT)).ok()?;
+        vectors.pop()
+    };
+    let situation = tokio::task::spawn_blocking(embed).await.ok()??;
     let accepted = memory.metadata.get("authorship").is_some_and(|value| value == "accepted");
     Some(Event::UserText {
         memory: id,
