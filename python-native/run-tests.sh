@@ -6,11 +6,11 @@ here=$(cd "$(dirname "$0")" && pwd)
 python=${MNEME_PYTHON:-python3}
 if ! command -v "$python" >/dev/null 2>&1; then
     echo "skipped: no $python"
-    exit 0
+    exit 77
 fi
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
     echo "skipped: $python is older than 3.10"
-    exit 0
+    exit 77
 fi
 venv=${XDG_CACHE_HOME:-$HOME/.cache}/mneme/python-native-tests
 wanted="maturin>=1.9,<2 numpy>=1.26,<3 pyarrow>=16 pytest>=8,<10 mypy>=1.8,<3"
@@ -19,7 +19,7 @@ if [ ! -e "$venv/wanted" ] || [ "$(cat "$venv/wanted")" != "$wanted" ]; then
     # shellcheck disable=SC2086 # the list is meant to be split
     if ! "$python" -m venv "$venv" >/dev/null 2>&1 || ! "$venv/bin/pip" install --quiet $wanted; then
         echo "skipped: pip cannot install $wanted"
-        exit 0
+        exit 77
     fi
     printf '%s' "$wanted" >"$venv/wanted"
 fi

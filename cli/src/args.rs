@@ -37,7 +37,7 @@ pub(crate) enum Command {
         /// The memory.
         id: MemoryId,
     },
-    /// Forget memories, a source, a thread or a namespace; prints a receipt.
+    /// Forget memories, a source or a namespace; prints a receipt.
     Forget(ForgetArgs),
     /// Write from memory.
     Generate(GenerateArgs),

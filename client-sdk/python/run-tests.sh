@@ -6,7 +6,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 python=${MNEME_PYTHON:-python3}
 if ! command -v "$python" >/dev/null 2>&1; then
     echo "skipped: no $python"
-    exit 0
+    exit 77
 fi
 venv=${XDG_CACHE_HOME:-$HOME/.cache}/mneme/python-tests
 wanted="pytest>=8,<10 mypy>=1.8,<3 mcp>=2,<3 langgraph>=1,<2 langchain-core>=1,<2"
@@ -15,7 +15,7 @@ if [ ! -e "$venv/wanted" ] || [ "$(cat "$venv/wanted")" != "$wanted" ]; then
     # shellcheck disable=SC2086 # the list is meant to be split
     if ! "$python" -m venv "$venv" >/dev/null 2>&1 || ! "$venv/bin/pip" install --quiet $wanted; then
         echo "skipped: pip cannot install $wanted"
-        exit 0
+        exit 77
     fi
     printf '%s' "$wanted" >"$venv/wanted"
 fi

@@ -1,6 +1,7 @@
 //! The async client: typed calls over a connection that is opened again when it is lost.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mneme_base::{Lsn, OpId};
@@ -72,7 +73,8 @@ impl Client {
             }
             let deadline_ms = Some((left.as_millis() as u64).max(1));
             let envelope = Envelope { op_id, deadline_ms, min_lsn: options.min_lsn };
-            let attempt = async { self.connection().await?.call::<M>(&params, envelope).await };
+            let sent = AtomicBool::new(false);
+            let attempt = async { self.connection().await?.call::<M>(&params, envelope, &sent).await };
             let error = match tokio::time::timeout_at(until, attempt).await {
                 Ok(Ok(result)) => return Ok(result),
                 Ok(Err(error)) => error,
@@ -80,10 +82,11 @@ impl Client {
             };
             let wait = match &error {
                 _ if !self.options.retry => return Err(error),
-                ClientError::Disconnected if may_repeat::<M>() => pause,
+                // What never left is repeated whatever it is.
+                ClientError::Disconnected if may_repeat::<M>() || !sent.load(Ordering::Acquire) => pause,
                 // The daemon may be restarting: between its end and its start nothing listens.
                 ClientError::NotRunning { .. } if pause > BACKOFF => pause,
-                ClientError::Daemon(body) if body.kind() == ErrorKind::Busy => {
+                ClientError::Daemon(body) if matches!(body.kind(), ErrorKind::Busy | ErrorKind::ShuttingDown) => {
                     Duration::from_millis(body.data.retry_after_ms.unwrap_or(50)).max(pause)
                 }
                 _ => return Err(error),
@@ -111,7 +114,8 @@ impl Client {
             deadline_ms: Some((timeout.as_millis() as u64).max(1)),
             min_lsn: options.min_lsn,
         };
-        let call = connection.call::<M>(&params, envelope);
+        let sent = AtomicBool::new(false);
+        let call = connection.call::<M>(&params, envelope, &sent);
         let timer = tokio::time::sleep(timeout);
         tokio::pin!(call, timer);
         loop {

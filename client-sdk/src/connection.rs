@@ -93,7 +93,8 @@ impl Connection {
             client_version: Some(env!("CARGO_PKG_VERSION").into()),
             session: options.session.clone(),
         };
-        let greeting = connection.call::<methods::Hello>(&params, Envelope::default());
+        let sent = AtomicBool::new(false);
+        let greeting = connection.call::<methods::Hello>(&params, Envelope::default(), &sent);
         connection.hello = tokio::time::timeout(options.connect_timeout, greeting).await.map_err(|_| timed_out())??;
         Ok(connection)
     }
@@ -102,11 +103,12 @@ impl Connection {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Sends a request and waits for its answer.
+    /// Sends a request and waits for its answer. `sent` is set when the daemon may have got it.
     pub(crate) async fn call<M: Method>(
         &self,
         params: &M::Params,
         envelope: Envelope,
+        sent: &AtomicBool,
     ) -> Result<M::Result, ClientError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let Envelope { op_id, deadline_ms, min_lsn } = envelope;
@@ -120,11 +122,18 @@ impl Connection {
         if self.is_closed() {
             return Err(ClientError::Disconnected);
         }
-        self.writer.lock().await.write_all(&line).await.map_err(|_| {
-            // Told here too: on a runtime that only runs within calls the reader may not have noticed yet.
-            self.closed.store(true, Ordering::Release);
-            ClientError::Disconnected
-        })?;
+        let mut writer = self.writer.lock().await;
+        if self.is_closed() {
+            return Err(ClientError::Disconnected);
+        }
+        // Half a line must not be followed by another caller's: a write that fails, or is dropped, ends the connection. Told here
+        // too for a runtime that only runs within calls: the reader may not have noticed yet.
+        let mut half = HalfWritten { closed: &self.closed, is_whole: false };
+        writer.write_all(&line).await.map_err(|_| ClientError::Disconnected)?;
+        half.is_whole = true;
+        drop(half);
+        drop(writer);
+        sent.store(true, Ordering::Release);
         let frame = receiver.await.map_err(|_| ClientError::Disconnected)?;
         if let Some(error) = frame.error {
             return Err(ClientError::Daemon(error));
@@ -132,6 +141,20 @@ impl Connection {
         let raw = frame.result.as_ref().map_or("null", |raw| raw.get());
         serde_json::from_str(raw)
             .map_err(|error| ClientError::Protocol { problem: format!("result of {}: {error}", M::NAME) })
+    }
+}
+
+/// Ends the connection unless its line was written whole.
+struct HalfWritten<'a> {
+    closed: &'a AtomicBool,
+    is_whole: bool,
+}
+
+impl Drop for HalfWritten<'_> {
+    fn drop(&mut self) {
+        if !self.is_whole {
+            self.closed.store(true, Ordering::Release);
+        }
     }
 }
 

@@ -4,10 +4,10 @@ set -eu
 cd "$(dirname "$0")"
 if ! command -v npm >/dev/null 2>&1; then
     echo "skipped: no npm"
-    exit 0
+    exit 77
 fi
 if [ ! -d node_modules ] && ! npm install --silent --no-audit --no-fund --no-package-lock; then
     echo "skipped: npm cannot install typescript"
-    exit 0
+    exit 77
 fi
 exec npm test

@@ -231,7 +231,7 @@ pub fn reference() -> String {
     let mut out = String::from(
         "# Every setting of Mneme with its default. This file is generated from the settings' types; a test keeps it equal.\n\
          # Put what you change into ~/.config/mneme/config.toml (all keys are optional), or set MNEME_SECTION__KEY in the\n\
-         # environment, or pass --set section.key=value. Later ones win. `mneme config check` explains what is wrong.\n\
+         # environment, or pass --set section.key=value to mnemed. Later ones win. `mneme config check` explains what is wrong.\n\
          # Durations are written \"250ms\", \"30s\", \"5m\", \"12h\", \"7d\"; sizes \"64KiB\", \"4MiB\", \"2GiB\".\n",
     );
     let keys = settings();

@@ -17,7 +17,7 @@ const QUIET: [&str; 3] = ["lance", "datafusion", "object_store"];
 /// The filter of a level. What a user says of those parts by name goes before what is said of them here.
 fn filter(level: &str) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
     let most = level.parse().unwrap_or(LevelFilter::WARN).min(LevelFilter::WARN);
-    let quiet: String = QUIET.iter().map(|part| format!("{part}={most},")).collect();
+    let quiet = QUIET.map(|part| format!("{part}={most},")).concat();
     EnvFilter::try_new(quiet + level)
 }
 

@@ -168,8 +168,10 @@ async fn run(config: Arc<Config>, sources: Sources, log: logging::LogHandle) -> 
 /// restart on: folder, lock, socket, a copy that this build cannot keep. A store or an actor that could not start may well start the next time.
 const fn exit_code(error: &BootError) -> u8 {
     match error {
-        BootError::Folder { .. } | BootError::Lock(_) | BootError::Listen(_) => EXIT_CONFIG,
-        BootError::Store(StoreError::Projection { .. }) => EXIT_CONFIG,
+        BootError::Folder { .. }
+        | BootError::Lock(_)
+        | BootError::Listen(_)
+        | BootError::Store(StoreError::Projection { .. }) => EXIT_CONFIG,
         BootError::Store(_) | BootError::Actors(_) => EXIT_FAULT,
     }
 }

@@ -6,11 +6,11 @@ set -eu
 cd "$(dirname "$0")"
 if ! command -v npm >/dev/null 2>&1; then
     echo "skipped: no npm"
-    exit 0
+    exit 77
 fi
 if [ -z "${MNEMED:-}" ] || [ -z "${MNEME:-}" ]; then
     echo "skipped: MNEMED and MNEME name no programs"
-    exit 0
+    exit 77
 fi
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/mneme/node-tests
 if ! cmp -s package.json "$cache/installed.json"; then
@@ -18,7 +18,7 @@ if ! cmp -s package.json "$cache/installed.json"; then
     cp package.json "$cache/package.json"
     if ! (cd "$cache" && npm install --silent --no-audit --no-fund --no-package-lock); then
         echo "skipped: npm cannot install the test packages"
-        exit 0
+        exit 77
     fi
     cp package.json "$cache/installed.json"
 fi

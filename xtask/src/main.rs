@@ -40,7 +40,7 @@ enum Task {
     Demo(later::PassedOn),
     /// Runs a benchmark by name; without a name lists them.
     Bench(later::PassedOn),
-    /// Fuzzes frames, requests, journal and configuration.
+    /// Fuzzes frames, requests, the engine's wire and configuration.
     Fuzz(later::PassedOn),
     /// Builds kernels, weight readers and tokenizers for 64-bit ARM and runs their tests under emulation.
     Cross(cross::CrossArguments),

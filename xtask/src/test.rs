@@ -11,6 +11,8 @@ use crate::setup;
 use crate::tidy;
 use crate::workspace::{Workspace, target_folder};
 
+/// By which a script says that it was skipped, as automake's do.
+const EXIT_SKIPPED: i32 = 77;
 /// The members that need libtorch or Lance.
 const HEAVY: &[&str] = &["mneme-engine", LANCE];
 /// The member that needs Lance.
@@ -185,7 +187,12 @@ impl Suite<'_> {
                     .env("MNEME", programs.join("mneme"))
                     .env("MNEME_ENGINE_FAKE", programs.join("mneme-engine-fake"))
                     .current_dir(script.parent().unwrap_or(root));
-                Ok(Outcome::Check { passed: status(&mut command)?.success() })
+                let status = status(&mut command)?;
+                Ok(if status.code() == Some(EXIT_SKIPPED) {
+                    Outcome::Skipped
+                } else {
+                    Outcome::Check { passed: status.success() }
+                })
             });
         }
     }

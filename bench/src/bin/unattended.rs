@@ -226,7 +226,10 @@ fn answer(client: &Client, text: &str, number: usize) -> Result<bool, Failure> {
     };
     let Ok(result) = call::<methods::Generate>(client, params) else { return Ok(false) };
     let verdict = if number.is_multiple_of(3) { wire::Verdict::Reject } else { wire::Verdict::Accept };
-    call::<methods::Feedback>(client, wire::FeedbackParams { task: result.task, verdict, correction: None })?;
+    call::<methods::Feedback>(
+        client,
+        wire::FeedbackParams { task: result.task, verdict, correction: None, trust: None },
+    )?;
     Ok(true)
 }
 

@@ -133,6 +133,7 @@ pub(super) fn feedback(session: &Session, args: FeedbackArgs) -> Result<(), Comm
             Opinion::Correct => wire::Verdict::Correct,
         },
         correction: args.correction,
+        trust: None,
     };
     let result = session.client()?.call_with::<methods::Feedback>(params, session.call())?;
     session.out.result(&result, |result| match result.memory {

@@ -169,6 +169,13 @@ fn apply(
     if !yes {
         confirm()?;
     }
+    // The client itself may have written it while the question stood there.
+    if read(&file)? != former {
+        return Err(CommandError::Usage {
+            problem: format!("{} was changed meanwhile; nothing was written", file.display()),
+            hint: Some("run it again; with --yes it does not wait".into()),
+        });
+    }
     let backup = store(&file, former.is_some(), &text)?;
     Ok(json!({"file": file, "changed": true, "backup": backup}))
 }

@@ -1,10 +1,12 @@
 //! export, import, backup, restore, compact.
 
 use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mneme_base::Namespace;
+use mneme_client_sdk::blocking::Client;
 use mneme_ipc::methods;
 use mneme_ipc::types as wire;
 use serde::{Deserialize, Serialize};
@@ -24,10 +26,29 @@ const EXIT_DATA: u8 = 65;
 
 pub(super) fn export(session: &Session, args: ExportArgs) -> Result<(), CommandError> {
     let client = session.client()?;
-    let mut out: Box<dyn Write> = match &args.file {
-        Some(file) => Box::new(BufWriter::new(fs_err::File::create(file)?)),
-        None => Box::new(std::io::stdout().lock()),
+    let Some(file) = &args.file else {
+        return export_to(session, &client, &args, &mut std::io::stdout().lock());
     };
+    // A pipe or a device is written to; a former export stays until the new one is whole.
+    if fs_err::metadata(file).is_ok_and(|there| !there.is_file()) {
+        let mut out = BufWriter::new(fs_err::OpenOptions::new().write(true).open(file)?);
+        return export_to(session, &client, &args, &mut out);
+    }
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    let mut draft = BufWriter::new(tempfile::NamedTempFile::new_in(folder)?);
+    export_to(session, &client, &args, &mut draft)?;
+    let draft = draft.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+    draft.as_file().sync_all()?;
+    draft.persist(file).map_err(|error| error.error)?;
+    Ok(())
+}
+
+fn export_to(
+    session: &Session,
+    client: &Client,
+    args: &ExportArgs,
+    mut out: &mut dyn Write,
+) -> Result<(), CommandError> {
     let mut after = None;
     let mut count = 0_u64;
     loop {

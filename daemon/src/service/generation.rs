@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mneme_actors::GenerateAsk;
-use mneme_base::{Provenance, TaskId};
+use mneme_base::{Provenance, TaskId, TrustTier};
 use mneme_engine_api::CanvasEvent;
 use mneme_evolution::trigger::Feedback as Opinion;
 use mneme_ipc::types as wire;
@@ -136,6 +136,7 @@ impl Service {
             let mut new = NewMemory::note(generated.namespace.clone(), text, &context.caller.client);
             new.provenance =
                 Provenance { source: "feedback".into(), ..Provenance::user(context.caller.client.clone()) };
+            new.provenance.trust = params.trust.unwrap_or(TrustTier::User);
             new.metadata.insert("authorship".into(), "accepted".into());
             new.metadata.insert("generation".into(), params.task.to_string());
             memory = Some(remembered(self.apply(OperationKind::Remember(new), context).await?)?.id);

@@ -1,6 +1,6 @@
 //! Generation and feedback on it.
 
-use mneme_base::{AdapterId, MemoryId, Namespace, TaskId};
+use mneme_base::{AdapterId, MemoryId, Namespace, TaskId, TrustTier};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -210,6 +210,10 @@ params! {
         /// What it should have been; with `correct` only.
         #[serde(default)]
         correction: Option<String>,
+        /// How far the text that is kept of it may be trusted: `user`, unless somebody else than the user speaks. Only what is
+        /// `user` is learned from.
+        #[serde(default)]
+        trust: Option<TrustTier>,
     }
 }
 

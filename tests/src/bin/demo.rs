@@ -324,7 +324,12 @@ impl Story {
 
     fn learn(&self, generation: &wire::GenerateResult) -> Result<()> {
         heading("Learning: the loop trains an adapter and decides whether it is any good");
-        let params = wire::FeedbackParams { task: generation.task, verdict: wire::Verdict::Reject, correction: None };
+        let params = wire::FeedbackParams {
+            task: generation.task,
+            verdict: wire::Verdict::Reject,
+            correction: None,
+            trust: None,
+        };
         self.call::<methods::Feedback>(params)?;
         println!("the user rejected the text above; that is evidence, and training is asked for");
         let status = |story: &Self| story.call::<methods::EvolveStatus>(wire::EvolveStatusParams {});

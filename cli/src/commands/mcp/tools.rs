@@ -214,7 +214,9 @@ impl Call {
                 generate.run(client, patience)?
             }
             Self::Feedback(Feedback { task, verdict, correction }) => {
-                let params = wire::FeedbackParams { task, verdict, correction };
+                // What a model takes for good it has not from the user: it is kept, and nothing is learned from it.
+                let trust = Some(TrustTier::Reported);
+                let params = wire::FeedbackParams { task, verdict, correction, trust };
                 let done = client.call_with::<methods::Feedback>(params, options)?;
                 json!({"task": done.task, "memory": done.memory})
             }

@@ -357,6 +357,7 @@ class AsyncApi:
         verdict: types.Verdict,
         *,
         correction: Optional[str] = None,
+        trust: Optional[str] = None,
         op_id: Optional[str] = None,
         timeout: Optional[float] = None,
         min_lsn: Optional[int] = None,
@@ -366,11 +367,14 @@ class AsyncApi:
         - task: The generation.
         - verdict: The opinion.
         - correction: What it should have been; with `correct` only.
+        - trust: How far the text that is kept of it may be trusted: `user`, unless somebody else than the
+          user speaks. Only what is `user` is learned from.
         """
         params: Dict[str, Any] = {
             "task": task,
             "verdict": verdict,
             "correction": correction,
+            "trust": trust,
         }
         return await self._call("feedback", params, types.FeedbackResult, op_id=op_id, timeout=timeout, min_lsn=min_lsn)
 
