@@ -214,11 +214,11 @@ fn feedback_becomes_memory_and_evidence() {
         client.ok("feedback", json!({"task": task, "verdict": "correct", "correction": "the letter came at noon"}));
     let memory = client.ok("memory.get", json!({"id": right["memory"]}));
     assert_eq!(memory["metadata"]["authorship"], "accepted");
-    assert_eq!(memory["trust"], "user");
+    assert_eq!(memory["origin"]["trust"], "user");
     // Somebody who speaks for the user is not the user: it is kept, and nothing is learned from it.
     let said = json!({"task": task, "verdict": "correct", "correction": "a page says otherwise", "trust": "reported"});
     let said = client.ok("feedback", said);
-    assert_eq!(client.ok("memory.get", json!({"id": said["memory"]}))["trust"], "reported");
+    assert_eq!(client.ok("memory.get", json!({"id": said["memory"]}))["origin"]["trust"], "reported");
     assert_eq!(client.kind("feedback", json!({"task": task, "verdict": "correct"})), "invalid_params");
     let nobody = "00000000-0000-7000-8000-000000000000";
     assert_eq!(client.kind("feedback", json!({"task": nobody, "verdict": "accept"})), "not_found");
