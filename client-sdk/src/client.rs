@@ -86,6 +86,12 @@ impl Client {
                 ClientError::Disconnected if may_repeat::<M>() || !sent.load(Ordering::Acquire) => pause,
                 // The daemon may be restarting: between its end and its start nothing listens.
                 ClientError::NotRunning { .. } if pause > BACKOFF => pause,
+                // What ends it is done when it ends.
+                ClientError::Daemon(body)
+                    if body.kind() == ErrorKind::ShuttingDown && M::NAME == methods::Drain::NAME =>
+                {
+                    return Err(error);
+                }
                 ClientError::Daemon(body) if matches!(body.kind(), ErrorKind::Busy | ErrorKind::ShuttingDown) => {
                     Duration::from_millis(body.data.retry_after_ms.unwrap_or(50)).max(pause)
                 }
@@ -139,8 +145,22 @@ impl Client {
     }
 }
 
-/// Whether a call may be sent again after a lost connection. Changes may, for their `op_id` makes them once; a generation is
-/// not a change and would cost its time twice.
+/// Whether a call may be sent again after a lost connection. Changes of the memory may, for their `op_id` makes them once; a
+/// generation is not a change and would cost its time twice, and the rest here the daemon does not know again.
 fn may_repeat<M: Method>() -> bool {
-    M::NAME != methods::Generate::NAME && M::NAME != methods::TaskEvents::NAME && M::NAME != methods::Drain::NAME
+    const NOT_REPEATED: [&str; 12] = [
+        methods::Generate::NAME,
+        methods::TaskEvents::NAME,
+        methods::Drain::NAME,
+        methods::EvolveRun::NAME,
+        methods::EvolveRollback::NAME,
+        methods::EvolvePin::NAME,
+        methods::EvolveRetire::NAME,
+        methods::EvolveImport::NAME,
+        methods::WatchAdd::NAME,
+        methods::WatchRemove::NAME,
+        methods::Backup::NAME,
+        methods::Compact::NAME,
+    ];
+    !NOT_REPEATED.contains(&M::NAME)
 }

@@ -38,35 +38,49 @@ class ScriptedDaemon:
         self.seen: List[Dict[str, Any]] = []
         self.connections = 0
         self._answer = answer
+        self._returns: Optional[threading.Timer] = None
+        self._listen()
+
+    def _listen(self) -> None:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(self.socket))
         self._listener.listen()
-        threading.Thread(target=self._accept, daemon=True).start()
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def restart(self, away_s: float) -> None:
+        """Stops listening, as a daemon that ended, and listens again later. What is connected stays so."""
+        self.socket.unlink()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._returns = threading.Timer(away_s, self._listen)
+        self._returns.start()
 
     def __enter__(self) -> "ScriptedDaemon":
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._returns is not None:
+            self._returns.join()
         self._listener.close()
         self._folder.cleanup()
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
-                peer, _ = self._listener.accept()
+                peer, _ = listener.accept()
             except OSError:
                 return
             self.connections += 1
-            threading.Thread(target=self._serve, args=(peer,), daemon=True).start()
+            threading.Thread(target=self._serve, args=(peer, self.connections), daemon=True).start()
 
-    def _serve(self, peer: socket.socket) -> None:
+    def _serve(self, peer: socket.socket, connection: int) -> None:
         with peer, peer.makefile("rb") as lines:
             for line in lines:
                 request = json.loads(line)
                 if request["method"] == "hello":
                     answer: Optional[Any] = {"result": HELLO}
                 else:
-                    self.seen.append(request)
+                    self.seen.append({**request, "connection": connection})
                     answer = self._answer(request, len(self.seen))
                 if answer is None:
                     peer.shutdown(socket.SHUT_RDWR)

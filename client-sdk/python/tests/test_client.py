@@ -134,22 +134,6 @@ def test_a_killed_daemon_is_an_error_and_the_next_call_after_its_restart_works(o
         assert client.get(remembered).text == "survives"
 
 
-def test_calls_wait_for_a_daemon_that_restarts(own_daemon: Daemon) -> None:
-    async def scenario() -> str:
-        async with mneme.AsyncClient(own_daemon.socket) as client:
-            await client.ping()
-            own_daemon.kill()
-            waiting = asyncio.ensure_future(client.remember("while it was away"))
-            await asyncio.get_running_loop().run_in_executor(None, own_daemon.start)
-            try:
-                return (await waiting).id
-            except mneme.errors.NotRunning:
-                # It was noticed before the call: then nothing was lost, and the next one works.
-                return (await client.remember("while it was away")).id
-
-    assert asyncio.run(scenario())
-
-
 def test_async_calls_run_side_by_side_over_one_connection(shared_daemon: Daemon, namespace: str) -> None:
     async def scenario() -> None:
         async with mneme.AsyncClient(shared_daemon.socket) as client:

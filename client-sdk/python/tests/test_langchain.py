@@ -159,3 +159,43 @@ def test_a_chat_history_keeps_every_message_in_order(client: mneme.Client) -> No
     assert MnemeChatMessageHistory("session/2", client=client).messages == []
     history.clear()
     assert again.messages == []
+
+
+def test_a_search_reaches_more_namespaces_than_one_recall_takes(store: MnemeStore) -> None:
+    for number in range(65):
+        store.put(("users", f"user {number:02}"), "tea", {"text": f"drinks tea at {number}"})
+    found = store.search(("users",), query="tea", limit=100)
+    assert {item.namespace[1] for item in found} == {f"user {number:02}" for number in range(65)}
+    scores = [item.score or 0.0 for item in found]
+    assert scores == sorted(scores, reverse=True)
+    assert len(store.search(("users",), query="tea", limit=3)) == 3
+
+
+def test_a_message_whose_note_is_broken_keeps_its_place_and_its_words(client: mneme.Client) -> None:
+    from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+
+    from mneme.compat.langchain import MnemeChatMessageHistory
+
+    call = {"name": "look", "args": {}, "id": "1"}
+    said = [
+        HumanMessage("is it open?"),
+        AIMessage("I look", tool_calls=[call]),
+        ToolMessage("it is", tool_call_id="1"),
+        AIMessage("yes"),
+    ]
+
+    def told(broken: int) -> List[Tuple[str, str]]:
+        history = MnemeChatMessageHistory(f"broken {broken}", client=client)
+        history.add_messages(said)
+        memory = history._kept()[broken]
+        notes = {**memory.metadata, "lc.message.0": '{"type": "[gone'}
+        by: Any = {"text": memory.text, "namespace": memory.namespace, "kind": memory.kind, "metadata": notes}
+        by.update(speaker=memory.speaker, position=memory.position, thread="mended")
+        client.supersede(memory.id, by)
+        return [(message.type, message.text) for message in history.messages]
+
+    whole = [("human", "is it open?"), ("ai", "I look"), ("tool", "it is"), ("ai", "yes")]
+    assert told(0) == whole
+    assert told(1) == [("human", "is it open?"), ("ai", "I look"), ("ai", "it is"), ("ai", "yes")]
+    assert told(2) == whole
+    assert told(3) == whole

@@ -129,3 +129,49 @@ def test_long_names_of_users_are_told_apart(memory: Memory) -> None:
     memory.add("first", user_id="ü" * 200)
     memory.add("second", user_id="ü" * 201)
     assert [entry["memory"] for entry in memory.get_all(user_id="ü" * 200)["results"]] == ["first"]
+
+
+def test_an_update_of_the_metadata_alone_is_made(memory: Memory) -> None:
+    identifier = memory.add("Likes tea", user_id="alice", metadata={"stars": 1})["results"][0]["id"]
+    memory.update(identifier, "Likes tea", metadata={"stars": 2, "cup": "blue"})
+    kept = memory.get(identifier)
+    assert kept is not None
+    assert (kept["id"], kept["memory"], kept["metadata"]) == (identifier, "Likes tea", {"stars": 2, "cup": "blue"})
+    assert len(memory.history(identifier)) == 2
+
+
+def test_an_update_to_the_words_of_another_memory_leaves_that_one_alone(memory: Memory) -> None:
+    first = memory.add("Lives in Rome", user_id="alice", metadata={"n": 1})["results"][0]["id"]
+    second = memory.add("Lives in Oslo", user_id="alice", metadata={"n": 2})["results"][0]["id"]
+    memory.update(first, "Lives in Oslo")
+    for identifier, number in ((first, 1), (second, 2)):
+        kept = memory.get(identifier)
+        assert kept is not None
+        assert (kept["id"], kept["memory"], kept["metadata"]) == (identifier, "Lives in Oslo", {"n": number})
+    memory.delete(first)
+    assert memory.get(first) is None
+    assert [entry["id"] for entry in memory.get_all(user_id="alice")["results"]] == [second]
+
+
+def test_a_search_reaches_more_scopes_than_one_recall_takes(memory: Memory) -> None:
+    for number in range(65):
+        memory.add(f"prefers train number {number}", user_id="alice", run_id=f"trip {number:02}")
+    found = memory.search("train", user_id="alice", limit=100)["results"]
+    assert {entry["run_id"] for entry in found} == {f"trip {number:02}" for number in range(65)}
+    scores = [entry["score"] for entry in found]
+    assert scores == sorted(scores, reverse=True)
+    assert len(memory.search("train", user_id="alice", limit=3)["results"]) == 3
+    for number in (0, 64):
+        assert memory.search(f"prefers train number {number}", user_id="alice", limit=5)["results"]
+
+
+def test_metadata_that_cannot_be_read_any_more_is_text(memory: Memory) -> None:
+    kept = memory.add("Likes tea", user_id="alice", metadata={"broken": "x", "whole": 1})["results"][0]["id"]
+    memory.update(kept, "Likes tea", metadata={})
+    scope = memory._client.get(kept)
+    namespace = scope.namespace
+    notes = {**scope.metadata, "broken": 'json:{"key": "[gone', "mem0.id": "other"}
+    memory._client.remember("Likes coffee", namespace=namespace, metadata=notes)
+    told = {entry["memory"]: entry["metadata"] for entry in memory.get_all(user_id="alice")["results"]}
+    assert told["Likes coffee"] == {"broken": '{"key": "[gone', "whole": 1}
+    assert told["Likes tea"] == {"broken": "x", "whole": 1}

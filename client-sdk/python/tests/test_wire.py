@@ -12,9 +12,10 @@ from typing import Any, Callable, Dict, List
 import pytest
 
 import mneme
-from fake_daemon import ScriptedDaemon
+from fake_daemon import HELLO, ScriptedDaemon
 from mneme import _wire as wire
 from mneme import errors
+from mneme._types import Hello
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOCOL = ROOT.parent.parent / "PROTOCOL.md"
@@ -63,6 +64,109 @@ def test_busy_is_waited_for_and_sent_again(remember: Remember) -> None:
 
 
 @both
+def test_a_call_under_way_waits_for_a_daemon_that_restarts(remember: Remember) -> None:
+    def answer(request: Dict[str, Any], count: int) -> Any:
+        if count > 1:
+            return DONE
+        daemon.restart(away_s=0.2)
+        return None
+
+    with ScriptedDaemon(answer) as daemon:
+        assert remember(daemon).id == "m"
+        assert [request["connection"] for request in daemon.seen] == [1, 2]
+        assert len({request["op_id"] for request in daemon.seen}) == 1
+
+
+@both
+@pytest.mark.parametrize("retry_after", [{}, {"retry_after_ms": 1}])
+def test_a_daemon_that_shuts_down_is_left_for_the_one_that_comes_after_it(
+    remember: Remember, retry_after: Dict[str, int]
+) -> None:
+    def answer(request: Dict[str, Any], count: int) -> Any:
+        if count > 1:
+            return DONE
+        daemon.restart(away_s=0.2)
+        return failure("shutting_down", **retry_after)
+
+    with ScriptedDaemon(answer) as daemon:
+        assert remember(daemon).id == "m"
+        assert [request["connection"] for request in daemon.seen] == [1, 2]
+        assert len({request["op_id"] for request in daemon.seen}) == 1
+
+
+def test_what_is_under_way_is_answered_by_the_daemon_that_shuts_down() -> None:
+    async def scenario() -> None:
+        async with mneme.AsyncClient(daemon.socket) as client:
+            slow = asyncio.ensure_future(client.remember("slow"))
+            kept = await client.remember("refused", op_id="b" * 32)
+            assert kept.id == "m"
+            assert (await slow).id == "m"
+
+    def answer(request: Dict[str, Any], count: int) -> Any:
+        if count == 1:
+            # The second request is answered first, then the first one.
+            return b""
+        if count == 2:
+            lines = [{"id": request["id"], **failure("shutting_down", retry_after_ms=1)}, {"id": daemon.seen[0]["id"], **DONE}]
+            return "".join(json.dumps(line) + "\n" for line in lines).encode()
+        return DONE
+
+    with ScriptedDaemon(answer) as daemon:
+        asyncio.run(scenario())
+        assert [request["connection"] for request in daemon.seen] == [1, 1, 2]
+
+
+def test_a_drain_is_not_meant_for_the_daemon_after_the_one_that_shuts_down() -> None:
+    with ScriptedDaemon(lambda request, count: failure("shutting_down", retry_after_ms=1)) as daemon:
+        with pytest.raises(errors.ShuttingDown):
+            mneme.Client(daemon.socket).drain()
+        assert len(daemon.seen) == 1
+
+
+@both
+def test_a_request_that_is_too_long_is_refused_before_it_is_sent(remember: Remember) -> None:
+    with ScriptedDaemon(lambda request, count: DONE) as daemon:
+        with pytest.raises(errors.FrameTooLarge, match="4194304"):
+            remember(daemon, metadata={"long": "x" * (4 << 20)})
+        assert daemon.seen == []
+
+
+def test_the_longest_request_is_sent() -> None:
+    greeted = wire.decode(Hello, HELLO)
+    wire.check_length(b"x" * greeted.limits.frame_bytes_max + b"\n", greeted)
+    with pytest.raises(errors.FrameTooLarge):
+        wire.check_length(b"x" * (greeted.limits.frame_bytes_max + 1) + b"\n", greeted)
+
+
+def test_a_request_that_is_too_long_is_no_other_callers() -> None:
+    async def scenario() -> None:
+        async with mneme.AsyncClient(daemon.socket) as client:
+            long, short = await asyncio.gather(
+                client.remember("x" * (5 << 20)), client.remember("x"), return_exceptions=True
+            )
+            assert isinstance(long, errors.FrameTooLarge)
+            assert isinstance(short, mneme.RememberResult)
+            assert (await client.remember("y")).id == "m"
+
+    with ScriptedDaemon(lambda request, count: DONE) as daemon:
+        asyncio.run(scenario())
+        assert len(daemon.seen) == 2
+
+
+def test_an_error_about_a_line_that_nobody_can_name_is_no_other_callers() -> None:
+    nameless = json.dumps({"id": None, **failure("frame_too_large")}).encode() + b"\n"
+
+    async def scenario() -> None:
+        async with mneme.AsyncClient(daemon.socket) as client:
+            kept = await asyncio.gather(client.remember("x"), client.remember("y"))
+            assert [result.id for result in kept] == ["m", "m"]
+
+    with ScriptedDaemon(lambda request, count: [b"", nameless, DONE, DONE][count - 1]) as daemon:
+        asyncio.run(scenario())
+        assert len({request["op_id"] for request in daemon.seen}) == 2
+
+
+@both
 def test_busy_for_longer_than_the_deadline_is_raised(remember: Remember) -> None:
     with ScriptedDaemon(lambda request, count: failure("busy", retry_after_ms=60_000, hint="later")) as daemon:
         with pytest.raises(errors.Busy) as raised:
@@ -96,11 +200,27 @@ def test_an_unknown_kind_of_error_keeps_its_name(remember: Remember) -> None:
         assert raised.value.kind == "teapot"
 
 
-def test_a_generation_is_not_sent_twice() -> None:
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.generate("x"),
+        lambda client: client.evolve_run(),
+        lambda client: client.evolve_rollback("a"),
+        lambda client: client.backup("/backup"),
+        lambda client: client.compact(),
+        lambda client: client.drain(),
+    ],
+)
+def test_what_no_op_id_makes_once_is_not_sent_twice(call: Callable[[mneme.Client], object]) -> None:
     with ScriptedDaemon(lambda request, count: None) as daemon:
         with pytest.raises(errors.Disconnected):
-            mneme.Client(daemon.socket).generate("x")
+            call(mneme.Client(daemon.socket))
         assert len(daemon.seen) == 1
+
+
+def test_what_is_not_sent_twice_are_methods_of_the_protocol() -> None:
+    methods = set(re.findall(r"^### `([\w.]+)`$", PROTOCOL.read_text(encoding="utf-8"), re.M))
+    assert wire.NOT_REPEATED <= methods
 
 
 def test_a_late_answer_is_never_taken_for_another_calls() -> None:

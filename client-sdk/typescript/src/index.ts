@@ -16,8 +16,23 @@ const LINE_MAX = 256 << 20;
 /** First pause before a lost connection is opened again (milliseconds); doubles up to `BACKOFF_MAX_MS`. */
 const BACKOFF_MS = 20;
 const BACKOFF_MAX_MS = 1000;
-/** Calls that are not sent again after a lost connection: a generation would cost its time twice. */
-const NOT_REPEATED = new Set(["generate", "task.events", "admin.drain"]);
+/** The longest time that Node can wait (milliseconds): with a longer one a timer fires at once. */
+const TIMER_MS_MAX = 2 ** 31 - 1;
+/** Calls that are not sent again after a lost connection: no `op_id` makes these once, they would be carried out twice. */
+const NOT_REPEATED = new Set([
+  "generate",
+  "task.events",
+  "evolve.run",
+  "evolve.rollback",
+  "evolve.pin",
+  "evolve.retire",
+  "evolve.import",
+  "watch.add",
+  "watch.remove",
+  "admin.backup",
+  "admin.compact",
+  "admin.drain",
+]);
 
 export type Kind = "note" | "message" | "fact" | "preference" | "chunk" | "event" | "procedure";
 export type Trust = "untrusted" | "reported" | "observed" | "user";
@@ -117,22 +132,23 @@ export interface Generated {
 
 export interface CallOptions {
   /** Names the change: sent again, it is made once. Drawn when missing. */
-  opId?: string;
+  opId?: string | undefined;
   /** How long to wait (milliseconds); the client's usual time when missing. */
-  timeoutMs?: number;
+  timeoutMs?: number | undefined;
   /** The answer must have seen this change. */
-  minLsn?: number;
+  minLsn?: number | undefined;
 }
 
+/** A member that is `undefined` is one that is missing. */
 export interface ClientOptions {
   /** The daemon's socket; where this user's daemon listens when missing. */
-  socket?: string;
+  socket?: string | undefined;
   /** The program's name; becomes part of the provenance of what it remembers. */
-  client?: string;
-  session?: string;
-  timeoutMs?: number;
-  connectTimeoutMs?: number;
-  retry?: boolean;
+  client?: string | undefined;
+  session?: string | undefined;
+  timeoutMs?: number | undefined;
+  connectTimeoutMs?: number | undefined;
+  retry?: boolean | undefined;
 }
 
 /** A call that gave no result. Go by `kind`: messages may change. */
@@ -165,6 +181,10 @@ interface Waiting {
 
 class Connection {
   closed = false;
+  /** New calls belong on another connection; those under way may still be answered on this one. */
+  leaving = false;
+  /** The longest line that the daemon takes (bytes, without its end). */
+  frameBytesMax = Infinity;
   private nextId = 1;
   private pieces: string[] = [];
   private length = 0;
@@ -203,22 +223,39 @@ class Connection {
 
   call(method: string, params: object, envelope: object, timeoutMs: number): Promise<unknown> {
     return new Promise((resolve, reject) => {
+      // It was not sent: it may be sent elsewhere, whatever it is.
+      if (this.leaving) return reject(new MnemeError("shutting_down", "connection to the daemon is given up"));
       if (this.closed) return reject(lost());
       const id = this.nextId++;
+      const line = JSON.stringify({ jsonrpc: "2.0", id, method, params, ...envelope });
+      const length = Buffer.byteLength(line);
+      if (length > this.frameBytesMax) {
+        // The daemon would close the connection, and with it other calls. The limit may have been raised since the
+        // greeting: the next connection knows.
+        this.leave();
+        const hint = "send it in parts, or raise server.frame_bytes_max";
+        return reject(new MnemeError("frame_too_large", `request has ${length} bytes, daemon takes ${this.frameBytesMax}`, hint));
+      }
       const timer = setTimeout(() => {
-        this.waiting.delete(id);
+        settled();
         reject(new MnemeError("deadline_exceeded", `daemon did not answer within ${timeoutMs} ms`));
       }, timeoutMs);
       const settled = (): void => {
         clearTimeout(timer);
         this.waiting.delete(id);
+        if (this.leaving) this.leave();
       };
       this.waiting.set(id, {
         resolve: (result) => (settled(), resolve(result)),
         reject: (error) => (settled(), reject(error)),
       });
-      this.socket.write(`${JSON.stringify({ jsonrpc: "2.0", id, method, params, ...envelope })}\n`);
+      this.socket.write(`${line}\n`);
     });
+  }
+
+  private leave(): void {
+    this.leaving = true;
+    if (this.waiting.size === 0) this.close();
   }
 
   private take(text: string): void {
@@ -247,8 +284,10 @@ class Connection {
       return this.end(new MnemeError("protocol", "daemon sent a line that is not an object"));
     }
     const error = frame.error && fromWire(frame.error);
-    // An error without an id is about the connection itself: every caller is told.
-    if (error && (frame.id === null || frame.id === undefined)) return this.end(error);
+    // An error without an id is about the connection itself, or about a line that nobody can name. A caller who is not
+    // alone may have nothing to do with it: for that one, the connection was lost.
+    if (error && (frame.id === null || frame.id === undefined)) return this.end(this.waiting.size > 1 ? lost() : error);
+    if (error?.kind === "shutting_down") this.leaving = true;
     const waiting = typeof frame.id === "number" ? this.waiting.get(frame.id) : undefined;
     if (error) waiting?.reject(error);
     else if ("result" in frame) waiting?.resolve(frame.result);
@@ -275,14 +314,24 @@ function fromWire(error: { message?: unknown; data?: Record<string, unknown> }):
   );
 }
 
+type Settings = { [Name in keyof Required<Omit<ClientOptions, "session">>]: NonNullable<ClientOptions[Name]> } & {
+  session: string | undefined;
+};
+
 /** A client of this user's daemon. Nothing is connected before the first call. */
 export class Client {
-  private readonly options: Required<Omit<ClientOptions, "session">> & Pick<ClientOptions, "session">;
+  private readonly options: Settings;
   private connection: Promise<Connection> | undefined;
 
   constructor(options: ClientOptions = {}) {
-    const usual = { socket: defaultSocket(), client: "typescript", timeoutMs: 30_000, connectTimeoutMs: 2_000, retry: true };
-    this.options = { ...usual, ...options };
+    this.options = {
+      socket: options.socket ?? defaultSocket(),
+      client: options.client ?? "typescript",
+      session: options.session,
+      timeoutMs: options.timeoutMs ?? 30_000,
+      connectTimeoutMs: options.connectTimeoutMs ?? 2_000,
+      retry: options.retry ?? true,
+    };
   }
 
   /** Remembers something. */
@@ -322,7 +371,7 @@ export class Client {
 
   /** Calls any method of PROTOCOL.md. */
   async call<Result>(method: string, params: object = {}, options: CallOptions = {}): Promise<Result> {
-    const timeout = options.timeoutMs ?? this.options.timeoutMs;
+    const timeout = Math.min(options.timeoutMs ?? this.options.timeoutMs, TIMER_MS_MAX);
     const until = performance.now() + timeout;
     const opId = options.opId ?? randomUUID();
     for (let pause = BACKOFF_MS; ; pause = Math.min(pause * 2, BACKOFF_MAX_MS)) {
@@ -353,7 +402,7 @@ export class Client {
   private async connected(timeoutMs: number): Promise<Connection> {
     const before = this.connection;
     const known = await before?.catch(() => undefined);
-    if (known && !known.closed) return known;
+    if (known && !known.closed && !known.leaving) return known;
     // Calls that come meanwhile wait for the same connection.
     if (this.connection === before || this.connection === undefined) this.connection = this.open(timeoutMs);
     return this.connection;
@@ -364,7 +413,8 @@ export class Client {
     const { client, session } = this.options;
     const greeting = { protocol: PROTOCOL_VERSION, client, ...(session === undefined ? {} : { session }) };
     try {
-      await connection.call("hello", greeting, {}, timeoutMs);
+      const hello = (await connection.call("hello", greeting, {}, timeoutMs)) as { limits?: { frame_bytes_max?: number } };
+      connection.frameBytesMax = hello.limits?.frame_bytes_max ?? Infinity;
     } catch (error) {
       connection.close();
       throw error;
@@ -375,6 +425,8 @@ export class Client {
 
 function pauseAfter(error: MnemeError, method: string, pause: number): number | undefined {
   if (error.kind === "busy") return Math.max(error.retryAfterMs ?? 50, pause);
+  // It was refused before anything was done: whoever listens next may take it. A drain is not meant for that one.
+  if (error.kind === "shutting_down" && method !== "admin.drain") return Math.max(error.retryAfterMs ?? 0, pause);
   if (error.kind === "disconnected" && !NOT_REPEATED.has(method)) return pause;
   // The daemon may be restarting. Before the first pause it never was there.
   if (error.kind === "not_running" && pause > BACKOFF_MS) return pause;

@@ -61,23 +61,24 @@ describe("against a daemon", { skip: program ? false : "MNEMED names no daemon p
 
 /** A peer that greets and then answers as told; `undefined` hangs up. */
 async function scripted(
-  answer: (request: Record<string, unknown>, count: number) => object | undefined,
+  answer: (request: Record<string, unknown>, count: number) => object | undefined | Promise<object>,
   work: (client: Client, seen: Record<string, unknown>[]) => Promise<void>,
 ): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), "mneme-"));
+  let connections = 0;
   const seen: Record<string, unknown>[] = [];
   const server = createServer((peer) => {
+    const connection = ++connections;
     peer.on("error", () => undefined);
-    peer.on("data", (data) => {
-      for (const line of data.toString().trim().split("\n")) {
-        const request = JSON.parse(line) as Record<string, unknown>;
-        const greeting = request["method"] === "hello";
-        if (!greeting) seen.push(request);
-        const reply = greeting ? { result: {} } : answer(request, seen.length);
-        if (reply === undefined) peer.destroy();
-        else peer.write(`${JSON.stringify({ jsonrpc: "2.0", id: request["id"], ...reply })}\n`);
-      }
-    });
+    const take = async (line: string): Promise<void> => {
+      const request = JSON.parse(line) as Record<string, unknown>;
+      const greeting = request["method"] === "hello";
+      if (!greeting) seen.push({ ...request, connection });
+      const reply = greeting ? { result: { limits: { frame_bytes_max: 4096 } } } : await answer(request, seen.length);
+      if (reply === undefined) peer.destroy();
+      else peer.write(`${JSON.stringify({ jsonrpc: "2.0", id: request["id"], ...reply })}\n`);
+    };
+    peer.on("data", (data) => data.toString().trim().split("\n").forEach((line) => void take(line)));
   });
   const socket = join(folder, "s");
   await new Promise<void>((resolve) => server.listen(socket, resolve));
@@ -108,10 +109,80 @@ test("busy is waited for, other errors are not", async () => {
   });
 });
 
-test("a generation is not sent twice", async () => {
-  await scripted(() => undefined, async (client, seen) => {
-    await assert.rejects(client.generate("x"), (error: MnemeError) => error.kind === "disconnected");
+test("what no op_id makes once is not sent twice", async () => {
+  for (const method of ["generate", "evolve.run", "evolve.rollback", "watch.add", "admin.backup", "admin.drain"]) {
+    await scripted(() => undefined, async (client, seen) => {
+      await assert.rejects(client.call(method), (error: MnemeError) => error.kind === "disconnected");
+      assert.equal(seen.length, 1, method);
+    });
+  }
+});
+
+test("a daemon that shuts down is left: the call goes to the next one, and what is under way is still answered", async () => {
+  let release: (reply: object) => void = () => undefined;
+  let arrived: () => void = () => undefined;
+  const slow = new Promise<object>((resolve) => (release = resolve));
+  const both = new Promise<void>((resolve) => (arrived = resolve));
+  const script = (request: Record<string, unknown>, count: number): object | Promise<object> => {
+    if (request["method"] === "memory.get") return arrived(), slow;
+    return count < 4 ? both.then(() => failure("shutting_down", { retry_after_ms: 1 })) : { result: { id: "m" } };
+  };
+  await scripted(script, async (client, seen) => {
+    const [kept, found] = await Promise.all([
+      client.remember("x").then((result) => (release({ result: { id: "g" } }), result)),
+      client.get("g"),
+    ]);
+    assert.deepEqual([kept.id, found.id], ["m", "g"]);
+    const asked = seen.filter((request) => request["method"] === "memory.remember");
+    assert.equal(asked.length, 3);
+    assert.equal(new Set(asked.map((request) => request["op_id"])).size, 1);
+    assert.equal(new Set(asked.map((request) => request["connection"])).size, asked.length);
+  });
+});
+
+test("a drain is not meant for the daemon after the one that shuts down", async () => {
+  await scripted(() => failure("shutting_down", { retry_after_ms: 1 }), async (client, seen) => {
+    await assert.rejects(client.call("admin.drain"), (error: MnemeError) => error.kind === "shutting_down");
     assert.equal(seen.length, 1);
+  });
+});
+
+test("a request that is too long is refused before it is sent, and the others are answered", async () => {
+  await scripted(() => ({ result: { id: "m" } }), async (client, seen) => {
+    const [long, short] = await Promise.allSettled([client.remember("ü".repeat(2048)), client.remember("x")]);
+    assert.equal(long.status === "rejected" && (long.reason as MnemeError).kind, "frame_too_large");
+    assert.equal(short.status, "fulfilled");
+    assert.equal(seen.length, 1);
+  });
+});
+
+test("an error about a line that nobody can name is no other caller's", async () => {
+  const nameless = { id: null, ...failure("frame_too_large") };
+  await scripted((_, count) => (count === 2 ? nameless : count < 3 ? new Promise(() => undefined) : { result: { id: "m" } }), async (client, seen) => {
+    const kept = await Promise.all([client.remember("x"), client.remember("y")]);
+    assert.deepEqual(kept.map((result) => result.id), ["m", "m"]);
+    assert.equal(new Set(seen.map((request) => request["op_id"])).size, 2);
+  });
+  await scripted(() => nameless, async (client) => {
+    await assert.rejects(client.remember("x"), (error: MnemeError) => error.kind === "frame_too_large");
+  });
+});
+
+test("a setting that is undefined is one that is missing, and no time is too long for a timer", async () => {
+  await assert.rejects(new Client({ socket: "/nonexistent/s", client: undefined, retry: undefined }).call("ping"));
+  const environment = process.env["MNEME_SOCKET"];
+  process.env["MNEME_SOCKET"] = "/nonexistent/usual";
+  try {
+    const usual = new Client({ socket: undefined, timeoutMs: undefined, connectTimeoutMs: undefined });
+    await assert.rejects(usual.call("ping"), /not running at \/nonexistent\/usual/);
+  } finally {
+    if (environment === undefined) delete process.env["MNEME_SOCKET"];
+    else process.env["MNEME_SOCKET"] = environment;
+  }
+  await scripted(() => ({ result: { id: "m" } }), async (client) => {
+    assert.equal((await client.remember("x", { timeoutMs: Infinity })).id, "m");
+    assert.equal((await client.remember("x", { timeoutMs: 2 ** 40 })).id, "m");
+    assert.equal((await client.remember("x", { timeoutMs: undefined })).id, "m");
   });
 });
 

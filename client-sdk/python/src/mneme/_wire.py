@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Type, TypeVar, Union, cast
 
 from . import errors
-from ._types import Selector
+from ._types import Hello, Selector
 
 T = TypeVar("T")
 
@@ -27,8 +27,23 @@ BACKOFF_MAX_S = 1.0
 """The longest pause between two attempts."""
 BUSY_RETRY_S = 0.05
 """The pause after `busy` when the daemon names none."""
-NOT_REPEATED = frozenset({"generate", "task.events", "admin.drain"})
-"""Calls that are not sent again after a lost connection: a generation would cost its time twice."""
+NOT_REPEATED = frozenset(
+    {
+        "generate",
+        "task.events",
+        "evolve.run",
+        "evolve.rollback",
+        "evolve.pin",
+        "evolve.retire",
+        "evolve.import",
+        "watch.add",
+        "watch.remove",
+        "admin.backup",
+        "admin.compact",
+        "admin.drain",
+    }
+)
+"""Calls that are not sent again after a lost connection: no `op_id` makes these once, they would be carried out twice."""
 
 
 def default_socket() -> Path:
@@ -85,6 +100,19 @@ def encode(
     return json.dumps(request, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
+def check_length(line: bytes, greeted: Optional[Hello]) -> None:
+    """Refuses a request that the daemon would not take: it would close the connection, and with it other calls.
+
+    The daemon counts the line without its end.
+    """
+    length = len(line) - 1
+    if greeted is not None and length > greeted.limits.frame_bytes_max:
+        raise errors.FrameTooLarge(
+            f"request has {length} bytes, daemon takes {greeted.limits.frame_bytes_max}",
+            hint="send it in parts, or raise server.frame_bytes_max",
+        )
+
+
 def parse(line: bytes) -> Dict[str, Any]:
     """A line from the daemon."""
     try:
@@ -106,6 +134,9 @@ def pause_after(error: errors.MnemeError, method: str, pause: float) -> Optional
     if isinstance(error, errors.Busy):
         after = BUSY_RETRY_S if error.retry_after_ms is None else error.retry_after_ms / 1000
         return max(after, pause)
+    # It was refused before anything was done: whoever listens next may take it. A drain is not meant for that one.
+    if isinstance(error, errors.ShuttingDown) and method != "admin.drain":
+        return max(pause, (error.retry_after_ms or 0) / 1000)
     if isinstance(error, errors.Disconnected) and method not in NOT_REPEATED:
         return pause
     # The daemon may be restarting: between its end and its start nothing listens. Before the first pause it never was there.

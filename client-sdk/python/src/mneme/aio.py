@@ -30,6 +30,8 @@ class _Connection:
         self._next_id = 0
         self._waiting: Dict[int, "asyncio.Future[Any]"] = {}
         self.closed = False
+        self.leaving = False
+        """Whether new calls belong on another connection; those under way may still be answered on this one."""
         self.places = asyncio.Semaphore(1)
         self.events: "Optional[asyncio.Queue[types.TaskEvent]]" = asyncio.Queue(EVENTS_MAX) if streaming else None
         self._task = asyncio.get_running_loop().create_task(self._read())
@@ -49,7 +51,7 @@ class _Connection:
             raise
         return connection
 
-    hello: types.Hello
+    hello: Optional[types.Hello] = None
 
     def close(self) -> None:
         self.closed = True
@@ -66,12 +68,21 @@ class _Connection:
         min_lsn: Optional[int] = None,
     ) -> Any:
         async with self.places:
+            if self.leaving:
+                # It was not sent: it may be sent elsewhere, whatever it is.
+                raise errors.ShuttingDown("connection to the daemon is given up")
             if self.closed:
                 raise errors.Disconnected("connection to the daemon was lost")
             self._next_id += 1
             identifier = self._next_id
             deadline_ms = None if until is None else max(1, int((until - time.monotonic()) * 1000))
             line = wire.encode(identifier, method, params, op_id=op_id, deadline_ms=deadline_ms, min_lsn=min_lsn)
+            try:
+                wire.check_length(line, self.hello)
+            except errors.FrameTooLarge:
+                # The limit may have been raised since the greeting: the next connection knows.
+                self._leave()
+                raise
             answer: "asyncio.Future[Any]" = asyncio.get_running_loop().create_future()
             self._waiting[identifier] = answer
             try:
@@ -83,6 +94,13 @@ class _Connection:
                 return await answer
             finally:
                 self._waiting.pop(identifier, None)
+                if self.leaving:
+                    self._leave()
+
+    def _leave(self) -> None:
+        self.leaving = True
+        if not self._waiting and not self.closed:
+            self.close()
 
     async def _read(self) -> None:
         problem: errors.MnemeError = errors.Disconnected("connection to the daemon was lost")
@@ -96,8 +114,10 @@ class _Connection:
                     if self.events is not None:
                         await self.events.put(wire.decode(types.TaskEvent, frame.get("params")))
                 elif frame.get("id") is None and frame.get("error") is not None:
-                    # An error without an id is about the connection itself: every caller is told.
-                    problem = errors.from_wire(frame["error"])
+                    # An error without an id is about the connection itself, or about a line that nobody can name. A caller
+                    # who is not alone may have nothing to do with it: for that one, the connection was lost.
+                    if len(self._waiting) <= 1:
+                        problem = errors.from_wire(frame["error"])
                     break
                 else:
                     self._answer(frame)
@@ -118,7 +138,9 @@ class _Connection:
         if waiting is None or waiting.done():
             return
         if frame.get("error") is not None:
-            waiting.set_exception(errors.from_wire(frame["error"]))
+            error = errors.from_wire(frame["error"])
+            self.leaving = self.leaving or isinstance(error, errors.ShuttingDown)
+            waiting.set_exception(error)
         elif "result" in frame:
             waiting.set_result(frame["result"])
         else:
@@ -165,7 +187,9 @@ class AsyncClient(AsyncApi):
 
     async def hello(self) -> types.Hello:
         """What the daemon said in its greeting: versions and limits."""
-        return (await self._connected()).hello
+        greeted = (await self._connected()).hello
+        assert greeted is not None, "a connection is greeted when it is opened"
+        return greeted
 
     async def generate_stream(
         self, prompt: Optional[str] = None, *, timeout: Optional[float] = None, **parameters: Any
@@ -252,7 +276,7 @@ class AsyncClient(AsyncApi):
         if self._opening is None:
             self._opening = asyncio.Lock()
         async with self._opening:
-            if self._connection is None or self._connection.closed:
+            if self._connection is None or self._connection.closed or self._connection.leaving:
                 self._connection = await self._open(streaming=False)
             return self._connection
 

@@ -27,6 +27,8 @@ READ_BYTES = 64 << 10
 class _Connection:
     """One greeted connection, used by one call at a time."""
 
+    hello: Optional[types.Hello] = None
+
     def __init__(self, path: Path, greeting: Mapping[str, Any], until: float) -> None:
         self._buffer = bytearray()
         self._next_id = 0
@@ -91,6 +93,7 @@ class _Connection:
         self._next_id += 1
         deadline_ms = max(1, int((until - time.monotonic()) * 1000))
         line = wire.encode(self._next_id, method, params, op_id=op_id, deadline_ms=deadline_ms, min_lsn=min_lsn)
+        wire.check_length(line, self.hello)
         self._patience(until)
         try:
             self._socket.sendall(line)
@@ -161,7 +164,7 @@ class Client(SyncApi):
     - timeout: The deadline of calls that name none (seconds).
     - connect_timeout: How long opening a connection may take (seconds).
     - retry: Open a lost connection again and send what was under way again, under the same `op_id`; wait when the
-      daemon is busy.
+      daemon is busy or restarts.
 
     Nothing is connected before the first call.
     """
@@ -210,6 +213,7 @@ class Client(SyncApi):
         except socket.timeout as error:
             raise wire.timed_out(self.connect_timeout) from error
         self._give_back(connection)
+        assert connection.hello is not None, "a connection is greeted when it is opened"
         return connection.hello
 
     def generate_stream(

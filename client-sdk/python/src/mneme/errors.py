@@ -150,7 +150,7 @@ class Unsatisfiable(MnemeError):
 
 
 class ShuttingDown(MnemeError):
-    """The daemon is stopping."""
+    """The daemon is stopping, and none took its place in the time that the call was willing to wait."""
 
     kind = "shutting_down"
     transient = True

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Sequence
+
+from .. import _types as types
+from ..client import Client
 
 NOTE_BYTES_MAX = 4000
 """A note of a memory has at most 4,096 bytes, its name included."""
@@ -14,6 +17,8 @@ NOTES_MAX = 56
 SEGMENT_BYTES_MAX = 48
 """A longer part of a name is hashed: a namespace has at most 128 bytes."""
 HASHED = "@sha256:"
+RECALL_NAMESPACES_MAX = 64
+"""Namespaces that one recall takes."""
 
 
 def segment(value: str) -> str:
@@ -56,3 +61,20 @@ def from_notes(name: str, notes: Mapping[str, str]) -> Any:
         return json.loads("".join(pieces))
     except ValueError:
         return None
+
+
+def recall_in(
+    client: Client, query: str, namespaces: Sequence[str], *, limit: int, rerank: bool = False, filter: Optional[types.Filter] = None
+) -> List[types.HitView]:
+    """The best hits of any number of namespaces, best first.
+
+    More than one recall takes are asked for in several, merged by score. Scores are made for comparison within one recall:
+    between several the order is a fair one, not an exact one.
+    """
+    hits: List[types.HitView] = []
+    for start in range(0, len(namespaces), RECALL_NAMESPACES_MAX):
+        some = list(namespaces[start : start + RECALL_NAMESPACES_MAX])
+        hits += client.recall(query, namespaces=some, limit=limit, rerank=rerank, filter=filter).hits
+    if len(namespaces) > RECALL_NAMESPACES_MAX:
+        hits.sort(key=lambda hit: -hit.score)
+    return hits[:limit]

@@ -7,13 +7,21 @@ Needs the package `langchain-core`. Texts of memories are data: `document.metada
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Set
 
 try:
     from langchain_core.callbacks import CallbackManagerForRetrieverRun
     from langchain_core.chat_history import BaseChatMessageHistory
     from langchain_core.documents import Document
-    from langchain_core.messages import BaseMessage, message_to_dict, messages_from_dict
+    from langchain_core.messages import (
+        AIMessage,
+        BaseMessage,
+        HumanMessage,
+        SystemMessage,
+        ToolMessage,
+        message_to_dict,
+        messages_from_dict,
+    )
     from langchain_core.retrievers import BaseRetriever
 except ImportError as error:  # pragma: no cover - the test suite has it
     raise ImportError("mneme.compat.langchain needs langchain-core: pip install 'mneme[langchain]'") from error
@@ -23,6 +31,8 @@ from ..client import Client
 from ._shared import from_notes, segment, to_notes
 
 ROOT = "langchain"
+CALL = "lc.call"
+"""Note: which call a tool's message answers, beside the message itself."""
 
 
 class MnemeRetriever(BaseRetriever):
@@ -81,8 +91,20 @@ class MnemeChatMessageHistory(BaseChatMessageHistory):
     @property
     def messages(self) -> List[BaseMessage]:  # type: ignore[override]
         """Every message, in the order in which they were said."""
-        told = [from_notes("lc.message", memory.metadata) for memory in self._kept()]
-        return list(messages_from_dict([message for message in told if message is not None]))
+        messages: List[BaseMessage] = []
+        calls: Set[Optional[str]] = set()
+        broken = False
+        for memory in self._kept():
+            told = from_notes("lc.message", memory.metadata)
+            message = _from_text(memory) if told is None else messages_from_dict([told])[0]
+            broken = broken or told is None
+            if broken and isinstance(message, ToolMessage) and message.tool_call_id not in calls:
+                # The call could not be read any more, and providers refuse an answer without one.
+                message = AIMessage(message.text)
+            if isinstance(message, AIMessage):
+                calls.update(call["id"] for call in message.tool_calls)
+            messages.append(message)
+        return messages
 
     def add_messages(self, messages: Sequence[BaseMessage]) -> None:
         """Remembers messages at the end of the conversation."""
@@ -90,13 +112,16 @@ class MnemeChatMessageHistory(BaseChatMessageHistory):
         for message in messages:
             place += 1
             text = message.text if isinstance(message.text, str) else str(message.content)
+            notes = to_notes("lc.message", message_to_dict(message))
+            if isinstance(message, ToolMessage):
+                notes[CALL] = message.tool_call_id
             given: Dict[str, Any] = {
                 "namespace": self.namespace,
                 "kind": "message",
                 "speaker": message.type,
                 "position": place,
                 "source": "langchain",
-                "metadata": to_notes("lc.message", message_to_dict(message)),
+                "metadata": notes,
             }
             kept = self._client.remember(text.strip() or f"({message.type})", thread=self.session_id, **given)
             if kept.duplicate:
@@ -106,3 +131,13 @@ class MnemeChatMessageHistory(BaseChatMessageHistory):
     def clear(self) -> None:
         """Forgets the conversation."""
         self._client.forget({"namespace": self.namespace})
+
+
+def _from_text(memory: types.MemoryView) -> BaseMessage:
+    """A message whose note cannot be read (a secret that was taken out may have broken it): its words are left."""
+    call = memory.metadata.get(CALL)
+    if call is not None:
+        return ToolMessage(memory.text, tool_call_id=call)
+    if memory.speaker == "human":
+        return HumanMessage(memory.text)
+    return SystemMessage(memory.text) if memory.speaker == "system" else AIMessage(memory.text)

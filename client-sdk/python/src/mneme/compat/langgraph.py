@@ -44,7 +44,7 @@ except ImportError as error:  # pragma: no cover - the test suite has it
 from .. import _types as types
 from .. import errors
 from ..client import Client
-from ._shared import from_notes, hashed, segment, to_notes, unsegment
+from ._shared import from_notes, hashed, recall_in, segment, to_notes, unsegment
 
 ROOT = "langgraph"
 NAMESPACE_BYTES_MAX = 128
@@ -203,9 +203,8 @@ class MnemeStore(BaseStore):
 
     def _recalled(self, op: SearchOp, paths: Mapping[str, Path]) -> List[SearchItem]:
         wanted = RECALL_MAX if op.filter else min(RECALL_MAX, op.offset + op.limit)
-        answer = self._client.recall(op.query or "", namespaces=list(paths), limit=max(1, wanted))
         items = []
-        for hit in answer.hits:
+        for hit in recall_in(self._client, op.query or "", list(paths), limit=max(1, wanted)):
             key = hit.memory.metadata.get("lg.key")
             if key is not None and "lg.index" not in hit.memory.metadata:
                 items.append(_found(paths[hit.memory.namespace], key, hit.memory, hit.score))

@@ -16,11 +16,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import uuid
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 from .. import _types as types
 from .. import errors
 from ..client import Client
+from ._shared import recall_in
 
 Message = Union[str, Mapping[str, Any]]
 
@@ -55,7 +57,14 @@ def _to_text(value: Any) -> str:
 
 
 def _from_text(value: str) -> Any:
-    return json.loads(value[len(JSON_MARK) :]) if value.startswith(JSON_MARK) else value
+    if not value.startswith(JSON_MARK):
+        return value
+    text = value[len(JSON_MARK) :]
+    try:
+        return json.loads(text)
+    except ValueError:
+        # A secret that was taken out may have broken it: what is left is text.
+        return text
 
 
 def _scope(user_id: Optional[str], agent_id: Optional[str], run_id: Optional[str]) -> Dict[str, str]:
@@ -140,14 +149,15 @@ class Memory:
         namespaces = self._namespaces(scope)
         if not namespaces:
             return {"results": []}
-        found = self._client.recall(
+        found = recall_in(
+            self._client,
             query,
-            namespaces=namespaces,
+            namespaces,
             limit=limit if top_k is None else top_k,
             filter={"metadata": {**notes, **{name: _to_text(value) for name, value in scope.items()}}},
             rerank=rerank,
         )
-        hits = [hit for hit in found.hits if threshold is None or hit.score >= threshold]
+        hits = [hit for hit in found if threshold is None or hit.score >= threshold]
         return {"results": [{**_view(hit.memory), "score": hit.score} for hit in hits]}
 
     def get(self, memory_id: str) -> Optional[Dict[str, Any]]:
@@ -189,6 +199,8 @@ class Memory:
             "kind": head.kind,
             "metadata": notes,
             "source": head.origin.source,
+            # The same words elsewhere in the scope, or the former ones with other metadata, would be taken for one memory.
+            "thread": f"revision {uuid.uuid4().hex}",
         }
         if head.speaker is not None:
             replacement["speaker"] = head.speaker
