@@ -112,6 +112,7 @@ export async function mneme(daemon, ...args) {
   let [out, err] = ["", ""];
   child.stdout.on("data", (text) => { out += text; });
   child.stderr.on("data", (text) => { err += text; });
-  const [code] = await once(child, "exit");
+  // Its words may arrive after its end.
+  const [code] = await once(child, "close");
   return { code, out, err };
 }
