@@ -2,27 +2,29 @@
 //!
 //! A native abort, an out-of-memory kill or a hang of the child costs the calls that were under way, and nothing else.
 
-use std::collections::{HashMap, VecDeque};
+mod connection;
+
+use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use mneme_base::Embedding;
 
+use self::connection::{Calls, Connection, Heard, Waiting, forward_log, greet, is_behind_another, read_replies};
 use crate::engine::{CancelToken, Engine, EngineError};
 use crate::trainer::Trainer;
 use crate::types::{
     CanvasEvent, EmbedPurpose, EngineInfo, GenerateRequest, Generation, ScoreItem, ScoreOutcome, TrainEvent, TrainJob,
     TrainOutcome,
 };
-use crate::wire::{Ask, FromEngine, Greeting, Lane, Tell, ToEngine, WIRE_VERSION, WireError, read_frame, write_frame};
+use crate::wire::{Ask, Tell, ToEngine, WireError, write_frame};
 
 /// Events of one call that wait for its caller; a slow caller loses canvas events, never the result.
 const CALL_EVENTS_MAX: usize = 64;
@@ -101,46 +103,6 @@ struct Running {
     broken: Arc<AtomicBool>,
     heard: Arc<Heard>,
 }
-
-/// When the process last said anything.
-#[derive(Debug)]
-struct Heard {
-    since: Instant,
-    micros: AtomicU64,
-}
-
-impl Heard {
-    fn new() -> Self {
-        Self { since: Instant::now(), micros: AtomicU64::new(0) }
-    }
-
-    fn now(&self) {
-        self.micros.store(u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX), Ordering::Release);
-    }
-
-    fn last(&self) -> Instant {
-        self.since + Duration::from_micros(self.micros.load(Ordering::Acquire))
-    }
-}
-
-/// A caller that waits for replies.
-#[derive(Debug)]
-struct Waiting {
-    replies: SyncSender<Tell>,
-    lane: Option<Lane>,
-    /// From when on it takes the process for hung.
-    hung_at: Instant,
-}
-
-/// What a caller keeps of a running process.
-struct Connection {
-    writer: Arc<Mutex<UnixStream>>,
-    calls: Calls,
-    heard: Arc<Heard>,
-    pid: u32,
-}
-
-type Calls = Arc<Mutex<HashMap<u64, Waiting>>>;
 
 /// The state of the supervision. Its lock is held for moments only, never while a process starts or ends.
 #[derive(Debug, Default)]
@@ -624,74 +586,6 @@ impl Engine for EngineProcess {
 
 fn unexpected(what: &str) -> EngineError {
     EngineError::Internal { reason: format!("engine process sent {what}") }
-}
-
-/// Exchanges greetings and asks what the engine is, within a time.
-fn greet(stream: &UnixStream, within: Duration, unread: Duration) -> Result<EngineInfo, WireError> {
-    stream.set_read_timeout(Some(within))?;
-    // An engine that stands still reads nothing; whoever writes to it must not stand still with it.
-    stream.set_write_timeout(Some(unread.max(Duration::from_millis(1))))?;
-    let mut both = stream;
-    write_frame(&mut both, &Greeting::OURS)?;
-    let theirs: Greeting = read_frame(&mut both)?;
-    if theirs != Greeting::OURS {
-        let text = format!("it speaks version {} of the engine protocol, this daemon {WIRE_VERSION}", theirs.version);
-        return Err(WireError::Io(std::io::Error::other(text)));
-    }
-    write_frame(&mut both, &ToEngine { call: 0, body: Ask::Info })?;
-    let reply: FromEngine = read_frame(&mut both)?;
-    stream.set_read_timeout(None)?;
-    match reply.body {
-        Tell::Info(info) => Ok(info),
-        _ => Err(WireError::Io(std::io::Error::other("it did not say what it is"))),
-    }
-}
-
-/// Hands replies to the callers that wait for them, until the stream ends.
-fn read_replies(mut reader: UnixStream, calls: &Calls, broken: &AtomicBool, heard: &Heard) {
-    let ended = loop {
-        let FromEngine { call, body } = match read_frame(&mut reader) {
-            Ok(frame) => frame,
-            Err(error) => break error,
-        };
-        heard.now();
-        let mut waiting = calls.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_last = !matches!(body, Tell::Canvas(_));
-        let full = waiting.get(&call).and_then(|caller| match caller.replies.try_send(body) {
-            Err(TrySendError::Full(body)) => Some(body),
-            _ => None,
-        });
-        if is_last && let Some(caller) = waiting.remove(&call) {
-            drop(waiting);
-            // The result must not be lost behind canvas events: wait until the caller has taken some.
-            if let Some(body) = full {
-                let _ = caller.replies.send(body);
-            }
-        }
-    };
-    tracing::debug!(%ended, "engine connection ended");
-    // A call that comes from here on finds the connection broken; one that came before is woken by its sender's end.
-    broken.store(true, Ordering::Release);
-    calls.lock().unwrap_or_else(PoisonError::into_inner).clear();
-}
-
-/// Takes a call back whose time is over, and tells whether one before it in its lane has time left: then the process is busy with
-/// that one and not hung.
-fn is_behind_another(calls: &Calls, call: u64) -> bool {
-    let mut waiting = calls.lock().unwrap_or_else(PoisonError::into_inner);
-    let lane = waiting.remove(&call).and_then(|own| own.lane);
-    let now = Instant::now();
-    waiting.iter().any(|(other, before)| *other < call && before.lane == lane && before.hung_at > now)
-}
-
-/// Passes the child's log on, line by line, into ours.
-fn forward_log(stderr: std::process::ChildStderr) {
-    let forward = move || {
-        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-            tracing::info!(target: "engine", "{line}");
-        }
-    };
-    let _ = std::thread::Builder::new().name("engine-log".into()).spawn(forward);
 }
 
 fn end(mut running: Running) {

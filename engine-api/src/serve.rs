@@ -51,6 +51,17 @@ impl Lanes {
 /// Serves an engine until the other end closes the stream. Returns how the connection ended; from then on the process has
 /// `ORPHAN_GRACE` to live, whatever its work does. For processes that do nothing else.
 pub fn serve(engine: &dyn Engine, stream: UnixStream) -> Result<(), WireError> {
+    let end_soon = || {
+        std::thread::spawn(|| {
+            std::thread::sleep(ORPHAN_GRACE);
+            std::process::exit(ORPHAN_STATUS);
+        });
+    };
+    serve_until_closed(engine, stream, end_soon)
+}
+
+/// As [`serve`]; `closed` is called when the other end is gone, while work may still go on.
+fn serve_until_closed(engine: &dyn Engine, stream: UnixStream, closed: impl FnOnce()) -> Result<(), WireError> {
     let mut reader = stream.try_clone()?;
     let writer: Writer = Arc::new(Mutex::new(stream));
     let tokens: Tokens = Tokens::default();
@@ -67,10 +78,7 @@ pub fn serve(engine: &dyn Engine, stream: UnixStream) -> Result<(), WireError> {
         let ended = read_calls(engine, &mut reader, &writer, &tokens, lanes);
         // Nobody reads the results any more: what runs is stopped, and the lanes end with their senders. Work that does not stop
         // must not keep the process alive without its daemon.
-        std::thread::spawn(|| {
-            std::thread::sleep(ORPHAN_GRACE);
-            std::process::exit(ORPHAN_STATUS);
-        });
+        closed();
         tokens.lock().unwrap_or_else(PoisonError::into_inner).values().for_each(CancelToken::cancel);
         match ended {
             Err(WireError::Closed) => Ok(()),
@@ -168,4 +176,88 @@ fn reply(writer: &Writer, call: u64, body: Tell) -> Result<(), WireError> {
 
 fn forget(tokens: &Tokens, call: u64) {
     tokens.lock().unwrap_or_else(PoisonError::into_inner).remove(&call);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use mneme_base::Embedding;
+
+    use super::*;
+    use crate::fake::FakeEngine;
+    use crate::types::{
+        CanvasEvent, EmbedPurpose, EngineInfo, GenerateRequest, Generation, ScoreItem, ScoreOutcome, TrainEvent,
+        TrainJob, TrainOutcome,
+    };
+
+    /// Scores only when it is let go.
+    #[derive(Debug, Default)]
+    struct SlowScores {
+        inner: FakeEngine,
+        released: AtomicBool,
+    }
+
+    impl Engine for SlowScores {
+        fn info(&self) -> EngineInfo {
+            self.inner.info()
+        }
+        fn embed(
+            &self,
+            texts: &[String],
+            purpose: EmbedPurpose,
+            cancel: &CancelToken,
+        ) -> Result<Vec<Embedding>, EngineError> {
+            self.inner.embed(texts, purpose, cancel)
+        }
+        fn generate(
+            &self,
+            request: &GenerateRequest,
+            observe: &mut dyn FnMut(CanvasEvent),
+            cancel: &CancelToken,
+        ) -> Result<Generation, EngineError> {
+            self.inner.generate(request, observe, cancel)
+        }
+        fn score(&self, items: &[ScoreItem], cancel: &CancelToken) -> Result<Vec<ScoreOutcome>, EngineError> {
+            while !self.released.load(Ordering::Acquire) {
+                cancel.check()?;
+                std::thread::yield_now();
+            }
+            self.inner.score(items, cancel)
+        }
+        fn train(
+            &self,
+            job: &TrainJob,
+            observe: &mut dyn FnMut(TrainEvent),
+            cancel: &CancelToken,
+        ) -> Result<TrainOutcome, EngineError> {
+            self.inner.train(job, observe, cancel)
+        }
+    }
+
+    #[test]
+    fn a_question_waits_for_no_score_and_a_note_does() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let engine = SlowScores::default();
+        std::thread::scope(|scope| {
+            scope.spawn(|| serve_until_closed(&engine, theirs, || {}));
+            write_frame(&mut ours, &Greeting::OURS).unwrap();
+            let _: Greeting = read_frame(&mut ours).unwrap();
+            let within_ms = 60_000;
+            let embed = |purpose| Ask::Embed { texts: vec!["tea".into()], purpose, within_ms };
+            let asks = [
+                Ask::Score { items: vec![ScoreItem::new("", "tea is at four")], within_ms },
+                embed(EmbedPurpose::Document),
+                embed(EmbedPurpose::Query),
+            ];
+            for (call, body) in (1..).zip(asks) {
+                write_frame(&mut ours, &ToEngine { call, body }).unwrap();
+            }
+            let mut next = || read_frame::<FromEngine>(&mut ours).unwrap().call;
+            assert_eq!(next(), 3, "the question overtakes both");
+            engine.released.store(true, Ordering::Release);
+            assert_eq!([next(), next()], [1, 2]);
+            ours.shutdown(std::net::Shutdown::Both).unwrap();
+        });
+    }
 }

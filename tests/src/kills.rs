@@ -335,7 +335,7 @@ impl State<'_> {
         let status = Self::ok(&mut daemon.client(), "evolve.status", json!({}))?;
         let station = status["state"].as_str().unwrap_or("?").to_owned();
         let serves = |words: &[String]| words.iter().any(|word| word == "serve");
-        let engine = children(daemon.pid()).into_iter().find(|(_, words)| serves(words)).map(|(pid, _)| pid);
+        let engine = crate::children(daemon.pid()).into_iter().find(|pid| serves(&words(*pid)));
         let trainer =
             trainers(daemon.pid(), &self.sweep.folder).into_iter().find_map(|(pid, job)| Some((pid, name(&job?))));
         let trainer = trainer.filter(|(_, job)| self.trainers.get(job).copied().unwrap_or(0) < KILLS_A_JOB);
@@ -572,18 +572,6 @@ fn parent(pid: u32) -> Option<u32> {
 fn words(pid: u32) -> Vec<String> {
     let words = fs_err::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     words.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
-}
-
-/// Children of a process with the words of their command lines.
-fn children(pid: u32) -> Vec<(u32, Vec<String>)> {
-    let mut found = Vec::new();
-    for entry in fs_err::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().filter_map(Result::ok) {
-        let text = fs_err::read_to_string(entry.path().join("children")).unwrap_or_default();
-        for child in text.split_whitespace().filter_map(|child| child.parse::<u32>().ok()) {
-            found.push((child, words(child)));
-        }
-    }
-    found
 }
 
 fn folders(root: &Path) -> Vec<String> {

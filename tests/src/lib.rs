@@ -143,13 +143,7 @@ impl Daemon {
 
     /// The processes that it started (Linux).
     pub fn children(&self) -> Vec<i32> {
-        // A child is listed under the thread that started it.
-        let threads = fs_err::read_dir(format!("/proc/{}/task", self.pid())).expect("it runs");
-        let lists = threads
-            .filter_map(Result::ok)
-            .map(|thread| fs_err::read_to_string(thread.path().join("children")).unwrap_or_default());
-        let pids = lists.collect::<Vec<_>>().join(" ");
-        pids.split_whitespace().map(|pid| pid.parse().expect("it is a number")).collect()
+        children(self.pid()).into_iter().map(|pid| i32::try_from(pid).expect("a process id")).collect()
     }
 
     /// Its process id.
@@ -299,4 +293,12 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < until, "{what}: not within {PATIENCE:?}");
         std::thread::sleep(POLL);
     }
+}
+
+/// The processes that a process started (Linux); none when it is gone.
+pub(crate) fn children(pid: u32) -> Vec<u32> {
+    // A child is listed under the thread that started it.
+    let threads = fs_err::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().filter_map(Result::ok);
+    let lists = threads.map(|thread| fs_err::read_to_string(thread.path().join("children")).unwrap_or_default());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()).collect()
 }

@@ -247,14 +247,27 @@ async fn what_is_forgotten_reaches_evolution_that_is_switched_off_too() {
     system.stop().await;
 }
 
-/// An engine that embeds nothing while it is held.
+/// An engine that can be held: then it embeds nothing, and scores nothing under an adapter.
 #[derive(Debug, Default)]
-struct Held {
+struct Gated {
     inner: FakeEngine,
     held: AtomicBool,
+    /// Somebody waits for it.
+    waits: AtomicBool,
 }
 
-impl Engine for Held {
+impl Gated {
+    fn wait(&self, cancel: &CancelToken) -> Result<(), EngineError> {
+        while self.held.load(Ordering::Acquire) {
+            self.waits.store(true, Ordering::Release);
+            cancel.check()?;
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+}
+
+impl Engine for Gated {
     fn info(&self) -> EngineInfo {
         self.inner.info()
     }
@@ -264,10 +277,7 @@ impl Engine for Held {
         purpose: EmbedPurpose,
         cancel: &CancelToken,
     ) -> Result<Vec<Embedding>, EngineError> {
-        while self.held.load(Ordering::Acquire) {
-            cancel.check()?;
-            std::thread::yield_now();
-        }
+        self.wait(cancel)?;
         self.inner.embed(texts, purpose, cancel)
     }
     fn generate(
@@ -279,6 +289,9 @@ impl Engine for Held {
         self.inner.generate(request, observe, cancel)
     }
     fn score(&self, items: &[ScoreItem], cancel: &CancelToken) -> Result<Vec<ScoreOutcome>, EngineError> {
+        if items.iter().any(|item| item.adapter.is_some()) {
+            self.wait(cancel)?;
+        }
         self.inner.score(items, cancel)
     }
     fn train(
@@ -295,7 +308,7 @@ impl Engine for Held {
 async fn forgetting_does_not_wait_behind_texts_that_are_embedded_and_is_not_undone_by_them() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::new();
-    let engine = Arc::new(Held::default());
+    let engine = Arc::new(Gated::default());
     let system = start_with(&store, Arc::clone(&engine) as Arc<dyn Engine>, folder.path(), true).await;
     let known = write(&system, "tea is at four").await;
     eventually(async || (texts(&system).await == 1).then_some(())).await;

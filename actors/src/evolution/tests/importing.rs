@@ -56,57 +56,11 @@ async fn state_of(system: &System) -> Option<CardState> {
     system.evolution.report(deadline_in(SOON)).await.unwrap().adapters.first().map(|entry| entry.state)
 }
 
-/// An engine that scores nothing while it is held.
-#[derive(Debug, Default)]
-struct HeldScores {
-    inner: FakeEngine,
-    held: AtomicBool,
-    waits: AtomicBool,
-}
-
-impl Engine for HeldScores {
-    fn info(&self) -> EngineInfo {
-        self.inner.info()
-    }
-    fn embed(
-        &self,
-        texts: &[String],
-        purpose: EmbedPurpose,
-        cancel: &CancelToken,
-    ) -> Result<Vec<Embedding>, EngineError> {
-        self.inner.embed(texts, purpose, cancel)
-    }
-    fn generate(
-        &self,
-        request: &GenerateRequest,
-        observe: &mut dyn FnMut(CanvasEvent),
-        cancel: &CancelToken,
-    ) -> Result<Generation, EngineError> {
-        self.inner.generate(request, observe, cancel)
-    }
-    fn score(&self, items: &[ScoreItem], cancel: &CancelToken) -> Result<Vec<ScoreOutcome>, EngineError> {
-        while self.held.load(Ordering::Acquire) && items.iter().any(|item| item.adapter.is_some()) {
-            self.waits.store(true, Ordering::Release);
-            cancel.check()?;
-            std::thread::yield_now();
-        }
-        self.inner.score(items, cancel)
-    }
-    fn train(
-        &self,
-        job: &TrainJob,
-        observe: &mut dyn FnMut(TrainEvent),
-        cancel: &CancelToken,
-    ) -> Result<TrainOutcome, EngineError> {
-        self.inner.train(job, observe, cancel)
-    }
-}
-
 #[tokio::test]
 async fn a_memory_that_is_forgotten_while_its_skill_arrives_is_not_missed() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::new();
-    let engine = Arc::new(HeldScores::default());
+    let engine = Arc::new(Gated::default());
     let system = start_with(&store, Arc::clone(&engine) as Arc<dyn Engine>, folder.path(), true).await;
     // No text of the user: the loop itself never saw it.
     let mut note = NewMemory::note(Namespace::default(), "the spade is in the shed", "test");
@@ -133,7 +87,7 @@ async fn a_memory_that_is_forgotten_while_its_skill_arrives_is_not_missed() {
 async fn whoever_gives_up_on_an_import_finds_it_taken_or_gone_and_never_a_card_without_its_file() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::new();
-    let engine = Arc::new(HeldScores::default());
+    let engine = Arc::new(Gated::default());
     let system = start_with(&store, Arc::clone(&engine) as Arc<dyn Engine>, folder.path(), true).await;
     let card = card(Vec::new());
     engine.held.store(true, Ordering::Release);
