@@ -83,7 +83,7 @@ def cut(corpus):
 
 
 class PurePythonBpe:
-    """Byte-level BPE as GPT-2's `encoder.py` does it, with a cache of words; `digits` splits digits first."""
+    """Byte-level BPE as GPT-2's `encoder.py` does it; `digits` splits digits first. Words are kept in a cache unless it is turned off."""
 
     def __init__(self, tokens, merges, digits):
         import regex
@@ -98,6 +98,7 @@ class PurePythonBpe:
         self.alphabet = {byte: chr(byte) for byte in printable}
         self.alphabet.update({byte: chr(256 + index) for index, byte in enumerate(others)})
         self.cache = {}
+        self.keeps = True
 
     def word(self, word):
         if word in self.cache:
@@ -117,18 +118,21 @@ class PurePythonBpe:
                     merged.append(parts[index])
                     index += 1
             parts = merged
-        self.cache[word] = [self.ids[part] for part in parts]
-        return self.cache[word]
+        ids = [self.ids[part] for part in parts]
+        if self.keeps:
+            self.cache[word] = ids
+        return ids
 
     def encode(self, text):
         pieces = self.digits.findall(text) if self.digits else [text]
         return [token for piece in pieces for word in self.words.findall(piece) for token in self.word(word)]
 
-    def cold(self, text):
-        """A call that starts with an empty cache of words."""
+    def cold(self, text, keeps):
+        """A call that starts with an empty cache of words, and keeps it so or not."""
 
         def call():
             self.cache.clear()
+            self.keeps = keeps
             return self.encode(text)
 
         return call
@@ -196,7 +200,8 @@ def main():
             "tokenizers package, one text": ("one", lambda: peer.encode(corpus, add_special_tokens=False)),
         }
         if pure is not None:
-            calls["pure Python, one text"] = ("one", pure.cold(corpus))
+            calls["pure Python, one text"] = ("one", pure.cold(corpus, True))
+            calls["pure Python without a cache of words, one text"] = ("one", pure.cold(corpus, False))
             if pure.encode(corpus) != found:
                 print("  ids of the pure-Python BPE: DIFFERENT")
             else:

@@ -95,7 +95,7 @@ pub struct Daemon {
     /// Clients' wishes for the configuration to be read again, until whoever reads it takes them.
     reloads: Option<mpsc::Receiver<ReloadReply>>,
     // Released last: until then nobody else may touch the folder.
-    _lock: FolderLock,
+    lock: FolderLock,
 }
 
 /// Starts a daemon. When it returns, clients are served.
@@ -128,7 +128,7 @@ pub async fn boot(config: Arc<Config>) -> Result<Daemon, BootError> {
         config: config_sender,
         started: config,
         reloads: Some(reloads),
-        _lock: lock,
+        lock,
     })
 }
 
@@ -390,9 +390,10 @@ impl Daemon {
         }
     }
 
-    /// Stops in order: no new requests, what is under way ends within the drain timeout, then the actors, the memory last.
-    pub async fn stop(self) {
-        let Self { socket, service, accept, config: _config, started: _, reloads: _, _lock } = self;
+    /// Stops in order: no new requests, what is under way ends within the drain timeout, then the actors, the memory last. Gives back
+    /// the folder's lock: blocking work that was left behind may still write, and nobody else may start before it has ended.
+    pub async fn stop(self) -> FolderLock {
+        let Self { socket, service, accept, config: _config, started: _, reloads: _, lock } = self;
         service.start_draining();
         let until = tokio::time::Instant::now() + service.config().server.drain_timeout;
         while service.in_flight() > 0 && tokio::time::Instant::now() < until {
@@ -406,5 +407,6 @@ impl Daemon {
         let _ = tokio::time::timeout(Duration::from_secs(1), accept).await;
         service.system.stop().await;
         tracing::info!(socket = %socket.display(), "stopped");
+        lock
     }
 }

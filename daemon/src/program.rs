@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::boot::{BootError, Daemon, boot};
+use crate::lock::FolderLock;
 use crate::service::ReloadReply;
 use crate::{logging, systemd};
 
@@ -68,7 +69,7 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error, None, EXIT_FAULT),
     };
-    let code = runtime.block_on(run(config, sources, log));
+    let (code, lock) = runtime.block_on(run(config, sources, log));
     // Blocking work hears of no end: a step of upkeep or of the engine that takes long is left behind, and what it wrote is whole or
     // is not there.
     let before = Instant::now();
@@ -76,6 +77,7 @@ pub fn main() -> ExitCode {
     if before.elapsed() >= LEAVE_TIMEOUT {
         tracing::warn!(after_ms = LEAVE_TIMEOUT.as_millis() as u64, "work that did not end was left behind");
     }
+    drop(lock);
     code
 }
 
@@ -105,16 +107,17 @@ fn fail(error: &dyn std::error::Error, hint: Option<&str>, code: u8) -> ExitCode
     ExitCode::from(code)
 }
 
-async fn run(config: Arc<Config>, sources: Sources, log: logging::LogHandle) -> ExitCode {
+/// Runs until the daemon ends; gives the lock of its folder back, when it had one.
+async fn run(config: Arc<Config>, sources: Sources, log: logging::LogHandle) -> (ExitCode, Option<FolderLock>) {
     // Signals are taken before the start, so that one that arrives during it is not lost.
     let signals = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
     let [Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)] = signals else {
-        return fail(&std::io::Error::other("signals cannot be taken"), None, EXIT_FAULT);
+        return (fail(&std::io::Error::other("signals cannot be taken"), None, EXIT_FAULT), None);
     };
     let mut daemon = match boot(Arc::clone(&config)).await {
         Ok(daemon) => daemon,
         Err(error) => {
-            return fail(&error, error.hint(), exit_code(&error));
+            return (fail(&error, error.hint(), exit_code(&error)), None);
         }
     };
     let (updates, mut updated) = mpsc::channel(UPDATES_MAX);
@@ -157,11 +160,12 @@ async fn run(config: Arc<Config>, sources: Sources, log: logging::LogHandle) -> 
     systemd::stopping();
     watchdog.abort();
     drop(reloader);
-    daemon.stop().await;
-    match fault {
+    let lock = daemon.stop().await;
+    let code = match fault {
         None => ExitCode::SUCCESS,
         Some(reason) => fail(&std::io::Error::other(reason), Some("the log above says more"), EXIT_FAULT),
-    }
+    };
+    (code, Some(lock))
 }
 
 /// What a start that failed ends with. Only what a person has to put right ends with the status that service managers do not

@@ -133,7 +133,8 @@ pub enum GenerationMode {
     Ar,
     /// By iterative unmasking.
     Diffusion,
-    /// Diffusion drafts a block, the causal mode of the same network verifies it.
+    /// Diffusion drafts a block, the causal mode of the same network verifies it. A hole inside a text is written left to right with the
+    /// text after it in view.
     #[default]
     Auto,
 }

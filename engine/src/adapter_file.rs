@@ -143,11 +143,10 @@ pub fn read(folder: &Path, config: &BackboneConfig, base_hash: ContentHash, devi
     }
     let reach = match said("reach") {
         None => Reach::Everywhere,
-        Some(name) => {
-            [Reach::Everywhere, Reach::Undecided].into_iter().find(|reach| reach.name() == name).ok_or_else(|| {
-                ModelError::load(what(), format!("its reach is {name:?}, known are everywhere and undecided"))
-            })?
-        }
+        Some(name) => Reach::ALL.into_iter().find(|reach| reach.name() == name).ok_or_else(|| {
+            let known = Reach::ALL.map(Reach::name).join(", ");
+            ModelError::load(what(), format!("its reach is {name:?}, known are {known}"))
+        })?,
     };
     let mask = match file.find("mask") {
         None => None,

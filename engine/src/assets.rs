@@ -11,6 +11,8 @@ pub struct Assets {
     root: PathBuf,
     /// Where adapter zero lies; `None` leaves it out.
     adapter_zero: Option<PathBuf>,
+    /// Where the adapter of middles lies; `None` leaves it out.
+    adapter_middle: Option<PathBuf>,
 }
 
 impl Assets {
@@ -18,7 +20,8 @@ impl Assets {
     pub fn at(root: impl Into<PathBuf>) -> Self {
         let root = root.into();
         let adapter_zero = Some(root.join("models/adapter-zero"));
-        Self { root, adapter_zero }
+        let adapter_middle = Some(root.join("models/adapter-middle"));
+        Self { root, adapter_zero, adapter_middle }
     }
 
     /// The same with adapter zero from another folder.
@@ -27,10 +30,16 @@ impl Assets {
         Self { adapter_zero: Some(folder.into()), ..self }
     }
 
-    /// The same without adapter zero.
+    /// The same with the adapter of middles from another folder.
     #[must_use]
-    pub fn without_adapter_zero(self) -> Self {
-        Self { adapter_zero: None, ..self }
+    pub fn with_adapter_middle(self, folder: impl Into<PathBuf>) -> Self {
+        Self { adapter_middle: Some(folder.into()), ..self }
+    }
+
+    /// The same as the base model is, without adapter zero and the adapter of middles.
+    #[must_use]
+    pub fn unadapted(self) -> Self {
+        Self { adapter_zero: None, adapter_middle: None, ..self }
     }
 
     /// Looks for the folder: the one given, else `.assets` beside or above the working directory and the program.
@@ -74,5 +83,10 @@ impl Assets {
     /// The adapter that turns the base generator into a diffusion model, when there is one.
     pub fn adapter_zero(&self) -> Option<&Path> {
         self.adapter_zero.as_deref().filter(|folder| folder.join(adapter_file::NAME).is_file())
+    }
+
+    /// The adapter that writes holes with the text after them in view, when there is one.
+    pub fn adapter_middle(&self) -> Option<&Path> {
+        self.adapter_middle.as_deref().filter(|folder| folder.join(adapter_file::NAME).is_file())
     }
 }

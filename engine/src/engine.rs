@@ -113,9 +113,12 @@ impl ArrowEngine {
         let pace = Pace { steps: request.steps, block: request.block as usize };
         let mut acceptance = Acceptance::default();
         let fills = match request.mode {
-            GenerationMode::Ar => session.left_to_right(rest, automaton.as_ref(), None)?,
+            GenerationMode::Ar => session.left_to_right(rest, automaton.as_ref(), Sight::Before)?,
             GenerationMode::Diffusion => session.by_diffusion(rest, pace, automaton.as_ref())?.fills,
-            GenerationMode::Auto => session.drafted(rest, pace, automaton.as_ref(), &mut acceptance)?,
+            GenerationMode::Auto => {
+                let sight = Sight::Ahead { block: pace.block, acceptance: &mut acceptance };
+                session.left_to_right(rest, automaton.as_ref(), sight)?
+            }
         };
         finish(request, &session, &fills, &adapters, acceptance)
     }
@@ -173,7 +176,7 @@ fn ensemble<'a>(
     memories: &[Embedding],
     guidance: f32,
 ) -> Result<Ensemble<'a>> {
-    let zero: Vec<Arc<SharedAdapter>> = generator.adapter_zero.iter().cloned().collect();
+    let zero = generator.shipped();
     let capacity = plan.tokens_max();
     let mut members = vec![Stream::new(generator, zero.clone(), capacity)?];
     let mut prior = vec![(1.0 - adapters.iter().map(|adapter| adapter.weight).sum::<f64>()).max(0.0)];
@@ -192,13 +195,27 @@ fn ensemble<'a>(
     Ensemble::new(members, &prior, unconditional, guidance, generator.vocabulary)
 }
 
+/// What a hole sees that is filled from the left.
+enum Sight<'a> {
+    /// The text before it.
+    Before,
+    /// The text after it too, where there is some and the model has learnt to look at it; a hole at the end is drafted by diffusion
+    /// and verified token by token.
+    Ahead {
+        /// Tokens of a draft; 0 takes the default.
+        block: usize,
+        /// How drafts fared.
+        acceptance: &'a mut Acceptance,
+    },
+}
+
 impl Session<'_> {
-    /// Fills hole after hole from the left; with `drafting` a hole at the end is drafted by diffusion.
+    /// Fills hole after hole from the left.
     fn left_to_right(
         &mut self,
         pieces: &[PlanPiece],
         automaton: Option<&Automaton>,
-        mut drafting: Option<(usize, &mut Acceptance)>,
+        mut sight: Sight<'_>,
     ) -> Result<Vec<Fill>> {
         self.steps_total = self.plan.canvas_tokens_max() as u32;
         let mut fills: Vec<Fill> = Vec::new();
@@ -215,17 +232,17 @@ impl Session<'_> {
                 PlanPiece::Hole { min, max, spaced } => (*min, *max, *spaced),
             };
             let hole = Hole { min, max, may_stop: index + 1 == pieces.len(), spaced };
-            let fill = match (&mut drafting, automaton) {
-                (Some((block, acceptance)), None) if hole.may_stop => {
+            let suffix = match pieces.get(index + 1) {
+                Some(PlanPiece::Text { tokens, .. }) => tokens.as_slice(),
+                _ => &[],
+            };
+            let is_between = !suffix.is_empty() && self.generator.adapter_middle.is_some();
+            let fill = match (&mut sight, automaton) {
+                (Sight::Ahead { block, acceptance }, None) if hole.may_stop => {
                     self.fill_drafting(hole, *block, acceptance, &shown)?
                 }
-                _ => {
-                    let suffix = match pieces.get(index + 1) {
-                        Some(PlanPiece::Text { tokens, .. }) => tokens.as_slice(),
-                        _ => &[],
-                    };
-                    self.fill_left_to_right(hole, suffix, automaton, &shown)?
-                }
+                (Sight::Ahead { .. }, None) if is_between => self.fill_between(hole, suffix, &shown)?,
+                _ => self.fill_left_to_right(hole, suffix, automaton, &shown)?,
             };
             shown.push(fill.tokens.iter().map(|decided| Some(decided.token)).collect());
             fills.push(fill);
@@ -259,49 +276,7 @@ impl Session<'_> {
         }
         Ok(best.expect("at least one round was made"))
     }
-
-    /// Diffusion proposes, the causal mode decides: it verifies drafts of a continuation token by token, and of an infill
-    /// it keeps the likelier of what diffusion and what itself would write.
-    fn drafted(
-        &mut self,
-        pieces: &[PlanPiece],
-        pace: Pace,
-        automaton: Option<&Automaton>,
-        acceptance: &mut Acceptance,
-    ) -> Result<Vec<Fill>> {
-        if self.plan.is_continuation() || automaton.is_some() {
-            return self.left_to_right(pieces, automaton, Some((pace.block, acceptance)));
-        }
-        let mark = self.ensemble.mark()?;
-        let causal = self.left_to_right(pieces, automaton, Some((pace.block, acceptance)))?;
-        self.ensemble.rewind(&mark);
-        let diffused = self.by_diffusion(pieces, pace, automaton)?.fills;
-        let causal_score = self.likelihood(pieces, &causal)?;
-        let diffused_score = self.likelihood(pieces, &diffused)?;
-        Ok(if diffused_score > causal_score { diffused } else { causal })
-    }
-
-    /// Mean log-probability a token that the causal mode gives to holes and the text between and after them (nats).
-    fn likelihood(&mut self, pieces: &[PlanPiece], fills: &[Fill]) -> Result<f64> {
-        let mut fills = fills.iter();
-        let mut text = Vec::new();
-        for piece in pieces {
-            match piece {
-                PlanPiece::Text { tokens, .. } => text.extend(tokens),
-                PlanPiece::Hole { .. } => {
-                    text.extend(fills.next().into_iter().flat_map(|fill| &fill.tokens).map(|decided| decided.token));
-                }
-            }
-        }
-        text.truncate(LIKELIHOOD_TOKENS_MAX);
-        self.cancel.check()?;
-        let likelihoods = self.ensemble.base().likelihoods(&[&text])?.concat();
-        Ok(likelihoods.iter().map(|l| f64::from(*l)).sum::<f64>() / likelihoods.len().max(1) as f64)
-    }
 }
-
-/// Tokens from the first hole on that an infill is judged by.
-const LIKELIHOOD_TOKENS_MAX: usize = 512;
 
 fn finish(
     request: &GenerateRequest,

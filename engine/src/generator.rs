@@ -50,6 +50,8 @@ pub struct Generator {
     pub vocabulary: usize,
     /// What turned the base into a diffusion model, when it is there.
     pub adapter_zero: Option<Arc<SharedAdapter>>,
+    /// What writes holes with the text after them in view, when it is there.
+    pub adapter_middle: Option<Arc<SharedAdapter>>,
     /// libtorch's tensors are not `Sync`: whoever evaluates holds the lock for one evaluation.
     backbone: Mutex<Backbone>,
     /// Lets the network attend to memories; only a trained one is loaded.
@@ -105,6 +107,8 @@ impl Generator {
         let zero = assets.adapter_zero();
         let read = |folder| adapter_file::read(folder, &backbone.config, hashes.weights, runtime.device);
         let adapter_zero = zero.map(read).transpose()?.map(|adapter| Arc::new(Mutex::new(adapter)));
+        let middle = assets.adapter_middle();
+        let adapter_middle = middle.map(read).transpose()?.map(|adapter| Arc::new(Mutex::new(adapter)));
         let vocabulary = backbone.config.vocabulary as usize;
         let folder = assets.conditioner();
         let conditioner = if folder.join(conditioner::NAME).is_file() {
@@ -120,10 +124,16 @@ impl Generator {
             base_hash: hashes.base,
             vocabulary,
             adapter_zero,
+            adapter_middle,
             backbone: Mutex::new(backbone),
             conditioner,
             bytes: OnceLock::new(),
         })
+    }
+
+    /// The adapters that come with the model, for a stream that serves.
+    pub fn shipped(&self) -> Vec<Arc<SharedAdapter>> {
+        self.adapter_zero.iter().chain(&self.adapter_middle).cloned().collect()
     }
 
     /// The network, for one evaluation. Others wait for it: hold it no longer.

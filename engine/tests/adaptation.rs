@@ -18,10 +18,10 @@ use mneme_engine::nn::adapter::Adapter;
 use mneme_engine::nn::backbone::{Additions, Window};
 use mneme_engine::nn::visibility::Visibility;
 use mneme_engine::runtime::{Precision, Runtime};
-use mneme_engine::train::base::{self, Course, Plan};
+use mneme_engine::train::base::{self, Course, Plan, Task};
 use mneme_engine::train::corpus::Corpus;
 use mneme_engine::train::objective::{Clean, Teaching, graph, losses};
-use mneme_engine::train::segments::{Mix, Segments};
+use mneme_engine::train::segments::{Middles, Mix, Segments};
 use mneme_engine_api::CancelToken;
 use tch::{Device, Kind, Tensor};
 
@@ -35,7 +35,7 @@ fn assets() -> Option<Assets> {
     if !found {
         println!("skipped: .assets is missing, run `cargo xtask setup`");
     }
-    found.then(|| Assets::at(root).without_adapter_zero())
+    found.then(|| Assets::at(root).unadapted())
 }
 
 fn generator() -> Option<&'static Generator> {
@@ -58,13 +58,18 @@ fn drawn(generator: &Generator) -> Adapter {
     let mut rng = seeded(3);
     let config = generator.backbone().config.clone();
     let adapter = Adapter::for_diffusion(&config, 2, Device::Cpu, || uniform(&mut rng)).unwrap();
+    fill_with_noise(&adapter);
+    adapter
+}
+
+fn fill_with_noise(adapter: &Adapter) {
+    let mut rng = seeded(4);
     let _guard = tch::no_grad_guard();
     for (_, tensor) in adapter.named() {
         let count = tensor.numel();
         let values: Vec<f32> = (0..count).map(|_| (uniform(&mut rng) as f32 - 0.5) * 0.05).collect();
         tensor.shallow_clone().copy_(&Tensor::from_slice(&values).view_as(tensor));
     }
-    adapter
 }
 
 fn rows(tensor: &Tensor) -> Vec<f32> {
@@ -151,6 +156,48 @@ fn a_hole_is_served_by_the_rows_that_it_was_trained_with() {
 }
 
 #[test]
+fn a_hole_written_left_to_right_is_served_by_the_rows_that_it_was_trained_with() {
+    let Some(assets) = assets() else { return };
+    let (folder, base) = (tempfile::tempdir().unwrap(), generator().unwrap());
+    let middle = Adapter::for_middles(&base.backbone().config, 4, Device::Cpu, || 0.5).unwrap();
+    fill_with_noise(&middle);
+    adapter_file::write(folder.path(), &middle, base.base_hash, ContentHash::of(b"test"), Stored::F32).unwrap();
+    let assets = assets.with_adapter_middle(folder.path());
+    let hashes = Generator::hashes(&assets).unwrap();
+    assert_eq!(hashes.base, base.base_hash, "adapters of users stay bound to the base");
+    let generator = Generator::load(&assets, hashes, RUNTIME).unwrap();
+    let text = tokens(&generator);
+    let (hole, suffix) = (20..25, 8);
+    let mut middles = Middles::default();
+    // One in front of it: holes do not see each other.
+    middles.push(&text, 6..9, 5);
+    middles.push(&text, hole.clone(), suffix);
+    let trained = {
+        let backbone = generator.backbone();
+        let adapter = generator.adapter_middle.as_ref().unwrap().lock().unwrap();
+        let adapters = [&*adapter];
+        let mut clean = Clean::read(&backbone, Additions::default(), &text).unwrap();
+        clean.read_suffixes(&backbone, Additions::adapters(&adapters), &middles.suffixes).unwrap();
+        losses(&backbone, Additions::adapters(&adapters), &mut clean, &middles.holes, &text).unwrap().split_off(3)
+    };
+    let words: Vec<u32> = text.iter().map(|token| *token as u32).collect();
+    let mut stream = Stream::new(&generator, generator.shipped(), 128).unwrap();
+    stream.feed(&words[..hole.start], &mut || Ok(())).unwrap();
+    let before = stream.mark().unwrap();
+    let tail = rows(stream.tail().unwrap());
+    stream.look_ahead(&words[hole.end..hole.end + suffix], hole.len()).unwrap();
+    for (place, trained) in trained.iter().enumerate() {
+        let hidden = stream.write_middle(&words[hole.start..hole.start + place]).unwrap();
+        let row = stream.logits(&hidden).unwrap().get(0);
+        let loss = row.logsumexp([-1], false) - row.get(text[hole.start + place]);
+        assert!((f64::try_from(&loss).unwrap() - f64::from(*trained)).abs() < 1e-3, "place {place}");
+    }
+    // Nothing of it stays.
+    stream.rewind(&before);
+    assert_eq!((stream.len(), rows(stream.tail().unwrap())), (hole.start, tail));
+}
+
+#[test]
 fn the_gradient_made_by_hand_is_the_one_of_the_graph() {
     let Some(generator) = generator() else { return };
     let (text, adapter) = (tokens(generator), drawn(generator));
@@ -187,7 +234,16 @@ fn corpus(folder: &Path) -> Corpus {
 }
 
 fn plan(seed: u64) -> Plan {
-    Plan { rank: 2, texts: 1, text_tokens: 40, rows: 30, mix: Mix::default(), teaching: 0.5, seed, teacher: None }
+    Plan {
+        rank: 2,
+        texts: 1,
+        text_tokens: 40,
+        rows: 30,
+        task: Task::Unmasking(Mix::default()),
+        teaching: 0.5,
+        seed,
+        teacher: None,
+    }
 }
 
 fn course(folder: &Path, steps: u32) -> Course {
@@ -220,13 +276,25 @@ fn a_run_that_is_stopped_goes_on_exactly_and_refuses_another_plan() {
     run("parts", 1, 4).unwrap();
     assert_eq!(adapter("whole"), adapter("parts"));
     assert!(run("parts", 2, 4).is_err());
+    // The same for holes that are written left to right.
+    let middle = |name: &str, steps| {
+        let course = Course { look_every: 2, look_windows: 1, ..course(&folder.path().join(name), steps) };
+        let plan = Plan { task: Task::Middles, ..plan(1) };
+        base::run(generator, &corpus, &corpus, &plan, None, &course, &CancelToken::default())
+    };
+    middle("middle", 4).unwrap();
+    middle("middle parts", 2).unwrap();
+    middle("middle parts", 4).unwrap();
+    assert_eq!(adapter("middle"), adapter("middle parts"));
+    let curve = fs_err::read_to_string(folder.path().join("middle").join(base::CURVE)).unwrap();
+    assert!(curve.lines().count() == 3 && curve.contains("middle_16_unseen"), "{curve}");
     // A student starts as its teacher and learns two of its steps at once.
     let config = generator.backbone().config.clone();
     let teacher = adapter_file::read(&folder.path().join("whole"), &config, generator.base_hash, Device::Cpu).unwrap();
     let hash = adapter_file::hash(&folder.path().join("whole")).unwrap();
     let mix = Mix { blocks: 0.0, drafts: 0.0, infills: 1.0 };
     let course = course(&folder.path().join("student"), 2);
-    let student = Plan { mix, teacher: hash, ..plan(1) };
+    let student = Plan { task: Task::Unmasking(mix), teacher: hash, ..plan(1) };
     base::run(generator, &corpus, &corpus, &student, Some(teacher), &course, &CancelToken::default()).unwrap();
     assert_ne!(adapter("student"), adapter("whole"));
     // What it leaves is what is shipped.

@@ -137,6 +137,10 @@ fn text(number: u64) -> String {
 /// Numbers of writes: no two are alike in one run of the program.
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 
+/// What a connection says first.
+const HELLO: &[u8] =
+    b"{\"jsonrpc\":\"2.0\",\"id\":0,\"method\":\"hello\",\"params\":{\"protocol\":1,\"client\":\"durable\"}}\n";
+
 fn request(kind: Kind) -> Vec<u8> {
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let text = text(number);
@@ -200,7 +204,11 @@ impl Exchange {
         let writer = UnixStream::connect(&server.socket)
             .with_context(|| format!("could not connect to {}", server.socket.display()))?;
         writer.set_read_timeout(Some(START_MAX))?;
-        Ok(Self { reader: BufReader::new(writer.try_clone()?), writer, line: Vec::new() })
+        let mut exchange = Self { reader: BufReader::new(writer.try_clone()?), writer, line: Vec::new() };
+        if server.kind == Kind::Mneme {
+            exchange.round_trip(HELLO)?;
+        }
+        Ok(exchange)
     }
 
     fn round_trip(&mut self, request: &[u8]) -> anyhow::Result<()> {

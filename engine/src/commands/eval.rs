@@ -2,6 +2,7 @@
 //! that surprise is measured against.
 
 use std::path::PathBuf;
+use std::sync::PoisonError;
 
 use mneme_diffusion::random::seeded;
 use mneme_diffusion::uncertainty::ResidualTableBuilder;
@@ -63,9 +64,12 @@ pub(crate) struct Arguments {
     /// Seed of all draws.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Leaves adapter zero out.
+    /// Leaves adapter zero and the adapter of middles out.
     #[arg(long)]
     unadapted: bool,
+    /// Takes the adapter of middles from this folder.
+    #[arg(long, conflicts_with = "unadapted")]
+    middle: Option<PathBuf>,
     /// Takes adapter zero from this folder, such as that of a run which is still going on.
     #[arg(long, conflicts_with = "unadapted")]
     adapter: Option<PathBuf>,
@@ -84,11 +88,13 @@ type Failure = Box<dyn std::error::Error>;
 
 pub(crate) fn run(arguments: &Arguments, assets: Assets, runtime: Runtime) -> Result<(), Failure> {
     check(arguments)?;
-    let assets = match (&arguments.adapter, arguments.unadapted) {
-        (Some(folder), _) => assets.with_adapter_zero(folder),
-        (None, true) => assets.without_adapter_zero(),
-        (None, false) => assets,
-    };
+    let mut assets = if arguments.unadapted { assets.unadapted() } else { assets };
+    if let Some(folder) = &arguments.adapter {
+        assets = assets.with_adapter_zero(folder);
+    }
+    if let Some(folder) = &arguments.middle {
+        assets = assets.with_adapter_middle(folder);
+    }
     let engine = ArrowEngine::open(assets, runtime)?;
     let generator = engine.generator()?;
     let windows = windows(arguments, &generator)?;
@@ -100,7 +106,7 @@ pub(crate) fn run(arguments: &Arguments, assets: Assets, runtime: Runtime) -> Re
     for tokens in arguments.holes.iter().filter(|_| arguments.infill > 0) {
         let mut gaps = writing::gaps(&engine, &windows, *tokens, arguments.seed)?;
         gaps.truncate(arguments.infill);
-        let ways = ways(generator.adapter_zero.is_some(), &arguments.steps);
+        let ways = ways(&generator, &arguments.steps);
         let of_length = writing::fill(&engine, &gaps, &ways, arguments.seed, &cancel)?;
         for (number, gap) in gaps.iter().take(arguments.samples).enumerate() {
             println!("--- hole of {tokens}, sample {}\nbefore: {:?}\nafter: {:?}", number + 1, gap.before, gap.after);
@@ -185,9 +191,9 @@ fn bounds(
     residuals: &mut ResidualTableBuilder,
     causal: &mut Vec<f32>,
 ) -> Result<Vec<Row>, Failure> {
-    let zero =
-        generator.adapter_zero.as_ref().map(|zero| zero.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
-    let adapters: Vec<&Adapter> = zero.as_deref().into_iter().collect();
+    let shipped = generator.shipped();
+    let held: Vec<_> = shipped.iter().map(|one| one.lock().unwrap_or_else(PoisonError::into_inner)).collect();
+    let adapters: Vec<&Adapter> = held.iter().map(|adapter| &**adapter).collect();
     let plan = perplexity::Plan {
         blocks: arguments.blocks.clone(),
         holes: arguments.holes.clone(),
@@ -207,18 +213,20 @@ fn bounds(
 }
 
 /// Left to right with the text before the hole alone comes first: the others are compared with it.
-fn ways(is_adapted: bool, steps: &[u32]) -> Vec<Way> {
+fn ways(generator: &Generator, steps: &[u32]) -> Vec<Way> {
     let way = |name: &str, mode, steps, sees_after| Way { name: name.into(), mode, steps, sees_after };
     let mut ways = vec![
         way("left to right, text before", GenerationMode::Ar, 0, false),
         way("left to right, length by fit", GenerationMode::Ar, 0, true),
     ];
-    if is_adapted {
+    if generator.adapter_zero.is_some() {
         ways.push(way("diffusion, half its length", GenerationMode::Diffusion, 0, true));
         for steps in steps {
             ways.push(way(&format!("diffusion, {steps} steps"), GenerationMode::Diffusion, *steps, true));
         }
-        ways.push(way("auto", GenerationMode::Auto, 0, true));
+    }
+    if generator.adapter_middle.is_some() {
+        ways.push(way("auto: left to right, both sides", GenerationMode::Auto, 0, true));
     }
     ways
 }

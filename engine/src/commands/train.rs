@@ -8,7 +8,7 @@ use mneme_engine::adapter_file;
 use mneme_engine::assets::Assets;
 use mneme_engine::generator::Generator;
 use mneme_engine::runtime::Runtime;
-use mneme_engine::train::base::{self, Course, Plan};
+use mneme_engine::train::base::{self, Course, Plan, Task};
 use mneme_engine::train::corpus::Corpus;
 use mneme_engine::train::segments::Mix;
 use mneme_engine_api::trainer::OUTCOME_FILE;
@@ -80,6 +80,9 @@ struct Base {
     /// Learns to do two steps of the adapter in this folder in one, on holes, instead of learning the text.
     #[arg(long)]
     distil_from: Option<PathBuf>,
+    /// Learns to write holes left to right with the text after them in view, instead of unmasking.
+    #[arg(long, conflicts_with = "distil_from")]
+    middles: bool,
     /// Steps between two checkpoints.
     #[arg(long, default_value_t = 50)]
     checkpoint_every: u32,
@@ -152,15 +155,16 @@ fn adapt(arguments: &Base, assets: &Assets, runtime: Runtime, cancel: &CancelTok
     for (source, bytes) in &corpus.sources {
         println!("{source:<28} {:>8.1} MB", *bytes as f64 / 1e6);
     }
-    let assets = assets.clone().without_adapter_zero();
+    let assets = assets.clone().unadapted();
     let generator = Generator::load(&assets, Generator::hashes(&assets)?, runtime)?;
-    let (teacher, hash, mix) = match &arguments.distil_from {
-        None => (None, None, Mix::default()),
+    let (teacher, hash, task) = match &arguments.distil_from {
+        None if arguments.middles => (None, None, Task::Middles),
+        None => (None, None, Task::Unmasking(Mix::default())),
         Some(folder) => {
             let config = generator.backbone().config.clone();
             let teacher = adapter_file::read(folder, &config, generator.base_hash, runtime.device)?;
             let holes = Mix { blocks: 0.0, drafts: 0.0, infills: 1.0 };
-            (Some(teacher), adapter_file::hash(folder)?, holes)
+            (Some(teacher), adapter_file::hash(folder)?, Task::Unmasking(holes))
         }
     };
     let plan = Plan {
@@ -168,7 +172,7 @@ fn adapt(arguments: &Base, assets: &Assets, runtime: Runtime, cancel: &CancelTok
         texts: arguments.texts,
         text_tokens: arguments.text_tokens,
         rows: arguments.rows,
-        mix,
+        task,
         teaching: arguments.teaching,
         seed: arguments.seed,
         teacher: hash,

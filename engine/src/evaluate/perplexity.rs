@@ -9,7 +9,7 @@ use crate::nn::adapter::Adapter;
 use crate::nn::backbone::Additions;
 use crate::train::judge;
 use crate::train::objective::{Clean, losses};
-use crate::train::segments::Segments;
+use crate::train::segments::{Middles, Segments};
 
 /// One row of a table.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -50,7 +50,8 @@ pub struct Plan {
 }
 
 /// Measures texts of tokens, the document token first. The first row is the causal mode; a hole has a row for the causal mode on the
-/// same tokens with the text before them. `observe` sees the guesses of each block size; those
+/// same tokens with the text before them, one for the bound of unmasking it with both sides in view, and one for writing it left to
+/// right with both sides in view, which is exact. `observe` sees the guesses of each block size; those
 /// of the causal mode have none.
 pub fn measure(
     generator: &Generator,
@@ -64,7 +65,7 @@ pub fn measure(
     let everywhere: Vec<&Adapter> = additions.adapters.to_vec();
     let mut causal = Vec::new();
     let mut blocks = vec![Vec::new(); plan.blocks.len()];
-    let mut holes = vec![(Vec::new(), Vec::new()); plan.holes.len()];
+    let mut holes = vec![(Vec::new(), Vec::new(), Vec::new()); plan.holes.len()];
     for (number, text) in texts.iter().enumerate() {
         let case = judge::Case { tokens: text.clone(), scored_from: 1 };
         let judged = judge::judge(&backbone, &everywhere, &case)?.losses;
@@ -87,7 +88,7 @@ pub fn measure(
             }
             rows.push(sum);
         }
-        for (hole, (own, left)) in plan.holes.iter().zip(&mut holes) {
+        for (hole, (own, middle, left)) in plan.holes.iter().zip(&mut holes) {
             if text.len() <= 2 + hole + plan.suffix {
                 continue;
             }
@@ -104,6 +105,11 @@ pub fn measure(
                 sum.1 += *hole as f64;
             }
             own.push(sum);
+            let mut middles = Middles::default();
+            middles.push(text, start..start + hole, plan.suffix);
+            clean.read_suffixes(&backbone, additions, &middles.suffixes)?;
+            let losses = losses(&backbone, additions, &mut clean, &middles.holes, text)?;
+            middle.push((losses.iter().map(|loss| f64::from(*loss)).sum(), *hole as f64));
             left.push((judged[start - 1..start - 1 + hole].iter().map(|loss| f64::from(*loss)).sum(), *hole as f64));
         }
     }
@@ -112,9 +118,10 @@ pub fn measure(
         let name = if *block == 0 { "block full".to_owned() } else { format!("block {block}") };
         rows.push(row(&name, texts, &causal, plan.seed));
     }
-    for (hole, (own, left)) in plan.holes.iter().zip(holes) {
+    for (hole, (own, middle, left)) in plan.holes.iter().zip(holes) {
         rows.push(row(&format!("hole of {hole}, left to right"), left.clone(), &left, plan.seed));
-        rows.push(row(&format!("hole of {hole}, both sides"), own, &left, plan.seed));
+        rows.push(row(&format!("hole of {hole}, unmasked"), own, &left, plan.seed));
+        rows.push(row(&format!("hole of {hole}, left to right, both sides"), middle, &left, plan.seed));
     }
     Ok(rows)
 }

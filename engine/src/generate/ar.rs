@@ -9,6 +9,10 @@ use crate::generate::session::{Decided, Session};
 
 /// Candidate lengths of a hole inside a text.
 const LENGTHS_TRIED: usize = 6;
+/// Candidate lengths where each has to be written anew.
+const LENGTHS_WRITTEN: usize = 4;
+/// Text after a hole that is in view while it is written: as much as adapter zero was trained with.
+const SUFFIX_SEEN: usize = 32;
 /// Tokens after a hole that judge its length.
 const SUFFIX_TOKENS: usize = 12;
 
@@ -92,6 +96,58 @@ impl Session<'_> {
         Ok(fill)
     }
 
+    /// Fills one hole left to right with the text after it in view, and reads the fill. Of several lengths the one is kept with which
+    /// hole and text are likeliest to the base, in the mean over their tokens.
+    pub fn fill_between(&mut self, hole: Hole, suffix: &[u32], shown: &[Vec<Option<u32>>]) -> Result<Fill> {
+        let mark = self.ensemble.mark()?;
+        let lengths = candidates(hole.min, hole.max, LENGTHS_WRITTEN);
+        let mut best: Option<(f64, Fill)> = None;
+        for length in &lengths {
+            let fill = self.write_between(hole, *length, suffix, shown)?;
+            self.ensemble.rewind(&mark);
+            let score = if lengths.len() > 1 { self.fit(&fill.tokens, suffix)? } else { 0.0 };
+            if best.as_ref().is_none_or(|(best, _)| score > *best) {
+                best = Some((score, fill));
+            }
+        }
+        let fill = best.map(|(_, fill)| fill).unwrap_or_default();
+        let kept: Vec<u32> = fill.tokens.iter().map(|decided| decided.token).collect();
+        self.feed(&kept)?;
+        Ok(fill)
+    }
+
+    fn write_between(&mut self, hole: Hole, length: usize, suffix: &[u32], shown: &[Vec<Option<u32>>]) -> Result<Fill> {
+        self.cancel.check()?;
+        self.ensemble.look_ahead(&suffix[..suffix.len().min(SUFFIX_SEEN)], length)?;
+        let mut fill = Fill { tokens: Vec::with_capacity(length), finish: "length" };
+        let mut written: Vec<u32> = Vec::with_capacity(length);
+        while written.len() < length {
+            self.cancel.check()?;
+            let mut row = self.ensemble.middle_row(&written)?;
+            self.restrict(&mut row, false);
+            if hole.spaced && written.is_empty() {
+                self.require_space(&mut row);
+            }
+            let drawn = self.plan.draw.token(&row, Some(self.generator.special.mask), &mut self.rng);
+            let problem = || format!("no token may follow after {} of {length}", written.len());
+            let token = drawn.ok_or_else(|| EngineError::Unsatisfiable { problem: problem() })?;
+            fill.tokens.push(self.decide(&row, token, 0.0)?);
+            written.push(token);
+            self.step += 1;
+            self.show_with(shown, &fill.tokens)?;
+        }
+        Ok(fill)
+    }
+
+    /// Mean log-probability that the base gives to a fill and the text after it (nats).
+    fn fit(&mut self, tokens: &[Decided], suffix: &[u32]) -> Result<f64> {
+        let suffix = &suffix[..suffix.len().min(SUFFIX_TOKENS)];
+        let text: Vec<u32> = tokens.iter().map(|decided| decided.token).chain(suffix.iter().copied()).collect();
+        self.cancel.check()?;
+        let likelihoods = self.ensemble.base().likelihoods(&[&text])?.concat();
+        Ok(likelihoods.iter().map(|l| f64::from(*l)).sum::<f64>() / likelihoods.len().max(1) as f64)
+    }
+
     /// The length after which the text that follows is likeliest, in the mean over all tokens.
     fn best_length(
         &mut self,
@@ -101,20 +157,11 @@ impl Session<'_> {
         suffix: &[u32],
     ) -> Result<usize> {
         self.ensemble.rewind(mark);
-        let suffix = &suffix[..suffix.len().min(SUFFIX_TOKENS)];
-        let lengths = candidates(min.min(tokens.len()), tokens.len(), LENGTHS_TRIED);
-        let texts: Vec<Vec<u32>> = lengths
-            .iter()
-            .map(|length| tokens[..*length].iter().map(|decided| decided.token).chain(suffix.iter().copied()).collect())
-            .collect();
-        let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
         let mut best = (f64::NEG_INFINITY, tokens.len());
-        for (length, text) in lengths.iter().zip(texts) {
-            self.cancel.check()?;
-            let likelihoods = self.ensemble.base().likelihoods(&[text])?.concat();
-            let mean = likelihoods.iter().map(|l| f64::from(*l)).sum::<f64>() / likelihoods.len().max(1) as f64;
+        for length in candidates(min.min(tokens.len()), tokens.len(), LENGTHS_TRIED) {
+            let mean = self.fit(&tokens[..length], suffix)?;
             if mean > best.0 {
-                best = (mean, *length);
+                best = (mean, length);
             }
         }
         Ok(best.1)

@@ -177,6 +177,19 @@ impl<'a> Ensemble<'a> {
         Ok(Hidden { states, carry: has_carry.then_some(Carry { decided: decided.len(), leads: !is_open }) })
     }
 
+    /// Reads the text after a hole of `hole` tokens that begins here; see [`Stream::look_ahead`].
+    pub fn look_ahead(&mut self, text: &[u32], hole: usize) -> Result<()> {
+        self.evaluations += 1;
+        self.streams().try_for_each(|stream| stream.look_ahead(text, hole))
+    }
+
+    /// Logits of the next place of such a hole, of which `written` is decided. `[vocabulary]`.
+    pub fn middle_row(&mut self, written: &[u32]) -> Result<Vec<f32>> {
+        self.evaluations += 1;
+        let states = self.streams().map(|stream| stream.write_middle(written)).collect::<Result<_>>()?;
+        self.rows(Some(&Hidden { states, carry: None }), &[1])
+    }
+
     /// Commits the first `count` tokens of a window that was peeked at causally.
     pub fn commit(&mut self, hidden: &Hidden, count: usize) -> Result<()> {
         self.streams().zip(&hidden.states).try_for_each(|(stream, hidden)| stream.commit(hidden, count))

@@ -43,6 +43,8 @@ pub struct Stream<'a> {
     last: Option<u32>,
     /// The window that was evaluated last.
     window: Vec<u32>,
+    /// Where the hole begins that is written with the text after it in view.
+    hole: i64,
 }
 
 impl<'a> Stream<'a> {
@@ -50,7 +52,7 @@ impl<'a> Stream<'a> {
     pub fn new(generator: &'a Generator, adapters: Vec<Arc<SharedAdapter>>, tokens_max: usize) -> Result<Self> {
         // One more for the carry of a window that fills the rest.
         let cache = generator.backbone().cache(tokens_max as i64 + 1)?;
-        Ok(Self { generator, adapters, memories: None, cache, tail: None, last: None, window: Vec::new() })
+        Ok(Self { generator, adapters, memories: None, cache, tail: None, last: None, window: Vec::new(), hole: 0 })
     }
 
     /// Lets the network attend to memories, given by their embeddings; without a conditioner it cannot.
@@ -94,6 +96,32 @@ impl<'a> Stream<'a> {
         let visibility =
             if decided.is_empty() { Visibility::All } else { Visibility::Draft { decided: decided.len() } };
         Ok((self.evaluate(&tokens, &positions, visibility)?, carry.is_some()))
+    }
+
+    /// Reads the text after a hole of `hole` tokens that begins here, so that what is written into it sees that text. The stream
+    /// stays where it is; going back to a mark forgets the text again.
+    pub fn look_ahead(&mut self, text: &[u32], hole: usize) -> Result<()> {
+        self.hole = self.cache.len();
+        let first = self.hole + hole as i64;
+        let positions: Vec<i64> = (first..first + text.len() as i64).collect();
+        if !text.is_empty() {
+            let _ = self.evaluate(text, &positions, Visibility::Causal)?;
+            self.cache.commit(text.len() as i64);
+        }
+        Ok(())
+    }
+
+    /// Reads the token before a place of such a hole, as written; at its first place that is the token before the hole once more.
+    /// What it gives predicts the place.
+    ///
+    /// # Shapes
+    /// `[1, hidden]`, normed.
+    pub fn write_middle(&mut self, written: &[u32]) -> Result<Tensor> {
+        let token = written.last().copied().or(self.last);
+        let token = token.ok_or_else(|| ModelError::load("hole", "nothing stands before it"))?;
+        let hidden = self.evaluate(&[token], &[self.hole + written.len() as i64 - 1], Visibility::Middle)?;
+        self.cache.commit(1);
+        Ok(hidden)
     }
 
     /// As [`Stream::peek`], with the place of each token counted from the end of the prefix: several texts in one window each

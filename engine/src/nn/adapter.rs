@@ -13,6 +13,7 @@ use crate::error::{ModelError, Result};
 use crate::generator::rows_of;
 use crate::nn::backbone::BackboneConfig;
 use crate::nn::control::ControlNet;
+use crate::nn::visibility::Open;
 
 /// Rank of new adapters: about 1% of the parameters of the base model.
 pub const RANK: i64 = 4;
@@ -181,14 +182,20 @@ pub enum Reach {
     Everywhere,
     /// Only those that are being unmasked: what reads left to right computes what the base computes, bit for bit.
     Undecided,
+    /// Only those of a hole that is written left to right with the text after it in view.
+    Middle,
 }
 
 impl Reach {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Everywhere, Self::Undecided, Self::Middle];
+
     /// Its name in files.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Everywhere => "everywhere",
             Self::Undecided => "undecided",
+            Self::Middle => "middle",
         }
     }
 }
@@ -303,6 +310,16 @@ impl Adapter {
         Ok(Self { strength, reach: Reach::Undecided, mask, ..Self::zeroed(config, rank, device, uniform)? })
     }
 
+    /// An adapter for holes that are written left to right with the text after them in view. It changes nothing yet.
+    pub fn for_middles(
+        config: &BackboneConfig,
+        rank: i64,
+        device: Device,
+        uniform: impl FnMut() -> f64,
+    ) -> Result<Self> {
+        Ok(Self { reach: Reach::Middle, mask: None, ..Self::for_diffusion(config, rank, device, uniform)? })
+    }
+
     /// The same adapter with this strength in its weights: one factor of each pair is multiplied, and the strength is 1.
     pub fn into_full_strength(self, factor: f64) -> Result<Self> {
         let factor = self.strength * factor;
@@ -319,13 +336,13 @@ impl Adapter {
         Ok(Self { strength: 1.0, ..self })
     }
 
-    /// Its updates of one layer in a window of `length` rows, of which `open` are being unmasked.
+    /// Its updates of one layer in a window of `length` rows, of which `open` are being unmasked or written.
     pub(crate) fn updates(
         &self,
         block: usize,
         slot: Slot,
         length: i64,
-        open: &Range<i64>,
+        open: &Open,
     ) -> impl Iterator<Item = Update<'_>> {
         let rows = self.reached(length, open);
         let low_rank = self.layers.get(block).map(|slots| (Change::LowRank(&slots[slot as usize]), self.scale()));
@@ -335,8 +352,13 @@ impl Adapter {
     }
 
     /// The rows that it changes.
-    pub(crate) fn reached(&self, length: i64, open: &Range<i64>) -> Range<i64> {
-        if self.reach == Reach::Everywhere { 0..length } else { open.clone() }
+    pub(crate) fn reached(&self, length: i64, open: &Open) -> Range<i64> {
+        match self.reach {
+            Reach::Everywhere => 0..length,
+            Reach::Undecided if !open.is_middle => open.rows.clone(),
+            Reach::Middle if open.is_middle => open.rows.clone(),
+            Reach::Undecided | Reach::Middle => 0..0,
+        }
     }
 
     /// The factor that multiplies every update.

@@ -3,7 +3,6 @@
 //! One definition expresses SmolLM2 and Llama (RMS norm, gated feed-forward), Qwen2 and Dream (biases on queries, keys and
 //! values), LLaDA (full attention) and MDLM (layer norm, plain GELU feed-forward, adaLN folded into weights).
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use mneme_weights::TensorSource;
@@ -18,7 +17,7 @@ use crate::nn::linear::Linear;
 use crate::nn::norm::Norm;
 use crate::nn::plain::Plain;
 use crate::nn::rope::{Rope, Rotation};
-use crate::nn::visibility::Visibility;
+use crate::nn::visibility::{Open, SegmentKind, Visibility};
 use crate::runtime::Runtime;
 
 /// The shape of a transformer.
@@ -119,7 +118,12 @@ enum Scope {
     /// The whole window, with an additive mask.
     Window(Option<Tensor>),
     /// Parts of it, each behind the prefix on its own.
-    Chunks(Vec<Chunk>),
+    Chunks {
+        /// The parts.
+        chunks: Vec<Chunk>,
+        /// Whether keys and values are written into the cache, to be committed; gradients do not pass through it.
+        kept: bool,
+    },
 }
 
 /// Rows that attend to the prefix and to each other.
@@ -190,8 +194,8 @@ pub(crate) struct Context {
     rotation: Rotation,
     /// Rows of the window.
     length: i64,
-    /// Those that are being unmasked.
-    open: Range<i64>,
+    /// Those that are being unmasked or written.
+    open: Open,
 }
 
 /// The tokens of one evaluation.
@@ -276,18 +280,13 @@ impl Backbone {
     fn context_after(&self, window: &Window<'_>, prefix: i64) -> Result<Context> {
         let length = window.tokens.len() as i64;
         let scope = self.scope(&window.visibility, prefix, length)?;
-        Ok(Context {
-            scope,
-            rotation: self.rope.at(window.positions)?,
-            length,
-            open: window.visibility.undecided(length),
-        })
+        Ok(Context { scope, rotation: self.rope.at(window.positions)?, length, open: window.visibility.open(length) })
     }
 
     /// The residual stream before the first block. It is f32: bf16 would lose the small updates of late layers.
     pub(crate) fn embed(&self, window: &Window<'_>, additions: Additions<'_>) -> Result<Tensor> {
         let mut x = self.embedding.look_up(window.tokens, self.config.hidden, self.device)?;
-        if window.visibility.undecided(window.tokens.len() as i64).is_empty() {
+        if !window.visibility.open(window.tokens.len() as i64).has_masks() {
             return Ok(x);
         }
         for mask in additions.adapters.iter().filter_map(|adapter| adapter.mask.as_ref()) {
@@ -355,8 +354,8 @@ impl Backbone {
         };
         let hidden = self.config.hidden as usize;
         let mut x = self.embedding.rows(window.tokens, hidden)?;
-        let open = window.visibility.undecided(length as i64);
-        for mask in additions.adapters.iter().filter_map(|adapter| adapter.mask.as_ref()).filter(|_| !open.is_empty()) {
+        let open = window.visibility.open(length as i64);
+        for mask in additions.adapters.iter().filter_map(|adapter| adapter.mask.as_ref()).filter(|_| open.has_masks()) {
             let mask = rows_of(mask)?;
             for (row, token) in x.chunks_exact_mut(hidden.max(1)).zip(window.tokens) {
                 if *token == self.config.mask_token {
@@ -411,7 +410,9 @@ impl Backbone {
             let mask = mask.map(|mask| mask.f_to_kind(self.kind)?.f_unsqueeze(0)?.f_unsqueeze(0)).transpose()?;
             Ok(Chunk { start: rows.start as i64, rows: rows.len() as i64, mask })
         };
-        Ok(Scope::Chunks(visibility.chunks().unwrap_or_default().into_iter().map(of).collect::<Result<_>>()?))
+        let chunks = visibility.chunks().unwrap_or_default().into_iter().map(of).collect::<Result<_>>()?;
+        let kept = roles.iter().all(|role| role.kind == SegmentKind::Suffix);
+        Ok(Scope::Chunks { chunks, kept })
     }
 
     /// Attention of segments: each chunk of them on its own behind the prefix, by libtorch's fused kernel, which keeps no scores.
@@ -475,8 +476,12 @@ impl Backbone {
         let values = values.f_transpose(0, 1)?;
         let mask = match scope {
             Scope::Window(mask) => mask.as_ref(),
-            Scope::Chunks(chunks) => {
-                return self.attend_chunks(chunks, layer, [&queries, &keys, &values], cache.as_deref());
+            Scope::Chunks { chunks, kept } => {
+                let mixed = self.attend_chunks(chunks, layer, [&queries, &keys, &values], cache.as_deref())?;
+                if let Some(cache) = cache.filter(|_| *kept) {
+                    let _ = cache.extend(layer, &keys, &values)?;
+                }
+                return Ok(mixed);
             }
         };
         let queries = queries.f_reshape([kv_heads, group * length, head])?;

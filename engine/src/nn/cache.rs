@@ -54,6 +54,24 @@ impl KvCache {
         }
     }
 
+    /// Makes room for positions that will be committed, in either kind of cache.
+    pub(crate) fn grow(&mut self, positions: i64) -> Result<()> {
+        let capacity = self.len + positions;
+        if let Store::Tensors(layers) = &mut self.store
+            && capacity > self.capacity
+        {
+            for tensor in layers.iter_mut().flat_map(|(keys, values)| [keys, values]) {
+                let [heads, _, head] = tensor.size3()?.into();
+                let grown = Tensor::f_zeros([heads, capacity, head], (tensor.kind(), tensor.device()))?;
+                grown.f_narrow(1, 0, self.len)?.f_copy_(&tensor.f_narrow(1, 0, self.len)?)?;
+                *tensor = grown;
+            }
+            self.capacity = capacity;
+        }
+        self.reserve(positions);
+        Ok(())
+    }
+
     /// Refuses a window that does not fit behind the committed positions.
     pub(crate) fn check_room(&self, window: i64) -> Result<()> {
         let end = self.len + window;

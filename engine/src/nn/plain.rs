@@ -3,8 +3,6 @@
 //! It computes what [`crate::nn::backbone`] computes, with fewer copies: small windows are bound by the cost of each
 //! operation rather than by arithmetic. No gradient passes through.
 
-use std::ops::Range;
-
 use mneme_engine_api::EngineError;
 use mneme_quant::floats::{self, Attention, KeyValues, Rotary, Seen};
 use mneme_quant::{ActivationScaling, PackedWeights, QuantizedActivations, gemm_quantized};
@@ -17,6 +15,7 @@ use crate::nn::backbone::{Additions, Backbone, BackboneConfig};
 use crate::nn::cache::KvCache;
 use crate::nn::linear::Linear;
 use crate::nn::norm::Norm;
+use crate::nn::visibility::Open;
 
 /// A norm as numbers.
 #[derive(Debug)]
@@ -147,13 +146,13 @@ impl Plain {
     /// Runs embedded tokens through all blocks and gives the normed hidden states.
     ///
     /// # Shapes
-    /// `x: [rows, hidden]` -> `[rows, hidden]`. `seen` counts from the start of the cache; `open`: the rows that are being unmasked.
+    /// `x: [rows, hidden]` -> `[rows, hidden]`. `seen` counts from the start of the cache; `open`: the rows that are being unmasked or written.
     pub(crate) fn hidden(
         &self,
         config: &BackboneConfig,
         mut x: Vec<f32>,
         positions: &[usize],
-        (seen, open): (&Seen, &Range<i64>),
+        (seen, open): (&Seen, &Open),
         mut cache: Option<&mut KvCache>,
         additions: Additions<'_>,
     ) -> Result<Vec<f32>> {
@@ -245,7 +244,7 @@ mod tests {
     use crate::load::random;
     use crate::nn::adapter::Adapter;
     use crate::nn::backbone::Window;
-    use crate::nn::visibility::{SegmentRole, Visibility};
+    use crate::nn::visibility::{SegmentKind, SegmentRole, Visibility};
     use crate::runtime::{Precision, Runtime};
 
     const ROWS: i64 = 12;
@@ -273,22 +272,25 @@ mod tests {
         assert!(slices.plain.is_some());
         let _guard = tch::no_grad_guard();
         let mut rng = seeded(9);
-        let adapter = Adapter::for_diffusion(&config, 2, Device::Cpu, || uniform(&mut rng)).unwrap();
-        for (_, tensor) in adapter.named() {
+        let zero = Adapter::for_diffusion(&config, 2, Device::Cpu, || uniform(&mut rng)).unwrap();
+        let middle = Adapter::for_middles(&config, 2, Device::Cpu, || uniform(&mut rng)).unwrap();
+        for (_, tensor) in zero.named().into_iter().chain(middle.named()) {
             let drawn: Vec<f32> = (0..tensor.numel()).map(|_| uniform(&mut rng) as f32 - 0.5).collect();
             tensor.shallow_clone().copy_(&Tensor::from_slice(&drawn).view_as(tensor));
         }
         let tokens: Vec<i64> = (0..ROWS).map(|i| if i >= 5 && i % 3 == 2 { 49 } else { i * 7 % 48 }).collect();
         let positions: Vec<i64> = (0..ROWS).collect();
-        let segments: Vec<SegmentRole> = (0..ROWS as u32).map(|i| SegmentRole { segment: i / 4, seen: 0 }).collect();
+        let role = |i: u32| SegmentRole { segment: i / 4, seen: 0, kind: SegmentKind::Masked };
+        let segments: Vec<SegmentRole> = (0..ROWS as u32).map(role).collect();
         let hidden = |backbone: &Backbone, visibility, adapters: &[&Adapter]| {
             let window = Window { tokens: &tokens, positions: &positions, visibility };
             rows_of(&backbone.hidden(&window, None, Additions::adapters(adapters)).unwrap()).unwrap()
         };
         let largest = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max);
         let (causal, draft) = (Visibility::Causal, Visibility::Draft { decided: 5 });
-        for visibility in [causal, draft, Visibility::All, Visibility::Segments(&segments)] {
-            let (made, right) = (hidden(&slices, visibility, &[&adapter]), hidden(&tensors, visibility, &[&adapter]));
+        for visibility in [causal, draft, Visibility::All, Visibility::Middle, Visibility::Segments(&segments)] {
+            let adapters = [&zero, &middle];
+            let (made, right) = (hidden(&slices, visibility, &adapters), hidden(&tensors, visibility, &adapters));
             let error = largest(&made, &right);
             // Sums in another order may round an activation to its other neighbour.
             assert!(error < 0.1, "{visibility:?}: {error}");
@@ -302,6 +304,9 @@ mod tests {
             };
             assert_eq!(made[..decided], base[..decided], "{visibility:?}");
             assert!(decided == base.len() || changed > 0.0, "{visibility:?}");
+            // Each of the two acts on the rows that it was made for, and on no others.
+            let other = if visibility == Visibility::Middle { &zero } else { &middle };
+            assert_eq!(hidden(&slices, visibility, &[other]), base, "{visibility:?}");
         }
     }
 }

@@ -24,20 +24,56 @@ pub enum Visibility<'a> {
     Training(&'a [TrainRole]),
     /// Undecided copies of parts of the text that the prefix holds: see [`SegmentRole`].
     Segments(&'a [SegmentRole]),
+    /// A hole that is written left to right: its tokens see the prefix, which holds the text after the hole too, and the window up
+    /// to themselves. They are read as undecided rows are.
+    Middle,
+}
+
+/// The rows of a window that adapters of a diffusion model act on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Open {
+    /// The rows.
+    pub rows: std::ops::Range<i64>,
+    /// Whether they are a hole that is written left to right; otherwise they are being unmasked.
+    pub is_middle: bool,
+}
+
+impl Open {
+    /// Whether masks may stand among the rows.
+    pub(crate) fn has_masks(&self) -> bool {
+        !self.is_middle && !self.rows.is_empty()
+    }
 }
 
 /// Rows of segments that attend in one go: each is compared with all others of its chunk and most of that is hidden, while fewer
 /// rows make small matrices.
 const CHUNK_ROWS: usize = 96;
 
-/// The role of one position in a window of segments: each is a part of the prefix's text once more, with tokens masked. It sees
-/// its own segment, both ways, and the prefix before it.
+/// The role of one position in a window of segments: each is a part of the prefix's text once more. Segments do not see each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SegmentRole {
-    /// Which segment it belongs to; segments do not see each other.
+    /// Which segment it belongs to.
     pub segment: u32,
-    /// How many tokens of the prefix it sees.
+    /// How many tokens of the prefix it sees from the prefix's start.
     pub seen: u32,
+    /// How it reads its own segment, and what else.
+    pub kind: SegmentKind,
+}
+
+/// How a segment is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SegmentKind {
+    /// Partly masked, both ways.
+    Masked,
+    /// Decided text after a hole that it does not see, left to right, as the base reads.
+    Suffix,
+    /// The tokens of a hole, left to right, with such text in view: these rows of the prefix.
+    Middle {
+        /// The first.
+        from: u32,
+        /// Past the last.
+        until: u32,
+    },
 }
 
 /// The role of one position in a training window, which packs texts as `[noisy; clean]` (Arriola et al. 2025).
@@ -67,15 +103,24 @@ impl TrainRole {
 }
 
 impl Visibility<'_> {
-    /// The rows of a window of this length that are being unmasked: from the first of them on, all that follow, but for
+    /// The rows of a window of this length that are being unmasked or written: from the first of them on, all that follow, but for
     /// training windows, whose noisy half comes first.
-    pub(crate) fn undecided(&self, window: i64) -> std::ops::Range<i64> {
-        match self {
+    pub(crate) fn open(&self, window: i64) -> Open {
+        let is_middle = match self {
+            Self::Middle => true,
+            Self::Segments(roles) => roles.iter().any(|role| matches!(role.kind, SegmentKind::Middle { .. })),
+            _ => false,
+        };
+        let rows = match self {
             Self::Causal | Self::CausalTexts(_) => 0..0,
-            Self::All | Self::Segments(_) => 0..window,
+            Self::All | Self::Middle => 0..window,
+            Self::Segments(roles) => {
+                roles.iter().take_while(|role| role.kind == SegmentKind::Suffix).count() as i64..window
+            }
             Self::Draft { decided } => (*decided as i64).min(window)..window,
             Self::Training(roles) => 0..roles.iter().take_while(|role| role.noisy).count() as i64,
-        }
+        };
+        Open { rows, is_middle }
     }
 
     /// Ranges of segments that can be attended to on their own, of at least [`CHUNK_ROWS`] rows but the last. `None` when the
@@ -102,14 +147,17 @@ impl Visibility<'_> {
     fn hides(&self, i: usize, j: usize) -> bool {
         match self {
             Self::All => false,
-            Self::Causal => j > i,
+            Self::Causal | Self::Middle => j > i,
             Self::Draft { decided } => i < *decided && j > i,
             Self::CausalTexts(texts) => j > i || texts.get(i) != texts.get(j),
             Self::Training(roles) => match (roles.get(i), roles.get(j)) {
                 (Some(of), Some(other)) => !of.sees(other),
                 _ => true,
             },
-            Self::Segments(roles) => roles.get(i).map(|role| role.segment) != roles.get(j).map(|role| role.segment),
+            Self::Segments(roles) => match (roles.get(i), roles.get(j)) {
+                (Some(of), Some(other)) => of.segment != other.segment || (of.kind != SegmentKind::Masked && j > i),
+                _ => true,
+            },
         }
     }
 
@@ -118,7 +166,7 @@ impl Visibility<'_> {
         let positions = prefix + window;
         let until = match self {
             Self::All | Self::Training(_) | Self::Segments(_) => vec![positions; window],
-            Self::Causal | Self::CausalTexts(_) => (0..window).map(|i| prefix + i + 1).collect(),
+            Self::Causal | Self::CausalTexts(_) | Self::Middle => (0..window).map(|i| prefix + i + 1).collect(),
             Self::Draft { decided } => {
                 (0..window).map(|i| if i < *decided { prefix + i + 1 } else { positions }).collect()
             }
@@ -134,7 +182,15 @@ impl Visibility<'_> {
             let (of_prefix, of_window) = row.split_at_mut(prefix);
             if let Self::Segments(roles) = self {
                 let seen = roles.get(i).map_or(0, |role| role.seen as usize);
-                of_prefix.iter_mut().skip(seen).for_each(|value| *value = f32::NEG_INFINITY);
+                let also = match roles.get(i).map(|role| role.kind) {
+                    Some(SegmentKind::Middle { from, until }) => from as usize..until as usize,
+                    _ => 0..0,
+                };
+                for (place, value) in of_prefix.iter_mut().enumerate().skip(seen) {
+                    if !also.contains(&place) {
+                        *value = f32::NEG_INFINITY;
+                    }
+                }
             }
             for (j, value) in of_window.iter_mut().enumerate() {
                 if self.hides(i, j) {
@@ -167,7 +223,9 @@ mod tests {
     #[test]
     fn chunks_never_cut_a_segment_and_cover_all_rows() {
         let lengths = [90, 5, 7, 200, 3];
-        let role = |(segment, length): (usize, &usize)| vec![SegmentRole { segment: segment as u32, seen: 1 }; *length];
+        let role = |(segment, length): (usize, &usize)| {
+            vec![SegmentRole { segment: segment as u32, seen: 1, kind: SegmentKind::Masked }; *length]
+        };
         let roles: Vec<SegmentRole> = lengths.iter().enumerate().flat_map(role).collect();
         assert_eq!(Visibility::Segments(&roles).chunks().unwrap(), [0..102, 102..302, 302..305]);
         assert_eq!(Visibility::All.chunks(), None);

@@ -11,6 +11,7 @@ use mneme_base::ContentHash;
 use mneme_diffusion::random::{below, seeded, uniform};
 use mneme_engine_api::CancelToken;
 use mneme_weights::{SafetensorsFile, TensorSource};
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -23,7 +24,7 @@ use crate::train::corpus::Corpus;
 use crate::train::distil::two_steps;
 use crate::train::learner::Learner;
 use crate::train::objective::{Clean, Teaching, graph, losses};
-use crate::train::segments::{Mix, Segments};
+use crate::train::segments::{Middles, Mix, Segments};
 
 /// The optimiser's state beside the adapter.
 pub const CHECKPOINT: &str = "checkpoint.safetensors";
@@ -40,6 +41,15 @@ const AVERAGE_STEPS_MAX: f64 = 1_000.0;
 /// Tokens of an infill that is looked at on the way.
 const INFILL: usize = 16;
 
+/// What an adapter is to learn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Task {
+    /// Tokens that are masked, many at once: adapter zero.
+    Unmasking(Mix),
+    /// Holes, left to right, with the text after them in view: the adapter of middles.
+    Middles,
+}
+
 /// What decides the result of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
@@ -51,8 +61,8 @@ pub struct Plan {
     pub text_tokens: usize,
     /// Undecided rows for each text.
     pub rows: usize,
-    /// Kinds of segments.
-    pub mix: Mix,
+    /// What is learnt.
+    pub task: Task,
     /// Share of the target that the base teaches.
     pub teaching: f64,
     /// Seed of all draws.
@@ -142,7 +152,11 @@ pub fn run(
     let config = generator.backbone().config.clone();
     let device = generator.backbone().device();
     let mut rng = seeded(plan.seed);
-    let adapter = Adapter::for_diffusion(&config, plan.rank, device, || uniform(&mut rng))?;
+    let mut draw = || uniform(&mut rng);
+    let adapter = match plan.task {
+        Task::Unmasking(_) => Adapter::for_diffusion(&config, plan.rank, device, &mut draw)?,
+        Task::Middles => Adapter::for_middles(&config, plan.rank, device, &mut draw)?,
+    };
     let mut learner = Learner::new(adapter)?;
     if let Some(teacher) = &teacher {
         learner.start_as(teacher)?;
@@ -199,14 +213,21 @@ impl Run<'_> {
         let mut batch = Vec::with_capacity(self.plan.texts);
         for _ in 0..self.plan.texts {
             let text = self.corpus.window(self.generator, self.plan.text_tokens, &mut rng)?;
-            let rows = self.plan.rows * text.len() / self.plan.text_tokens;
-            let segments = Segments::draw(&text, mask, &self.plan.mix, rows.max(1), &mut rng);
-            batch.push((text, segments));
+            let rows = (self.plan.rows * text.len() / self.plan.text_tokens).max(1);
+            let drawn = match &self.plan.task {
+                Task::Middles => Middles::draw(&text, rows, &mut rng),
+                Task::Unmasking(mix) => {
+                    let holes = Segments::draw(&text, mask, mix, rows, &mut rng);
+                    Middles { holes, ..Middles::default() }
+                }
+            };
+            batch.push((text, drawn));
         }
-        let tokens: usize = batch.iter().map(|(_, segments)| segments.covered).sum();
+        let tokens: usize = batch.iter().map(|(_, drawn)| drawn.holes.covered).sum();
         let (mut gradient, mut loss): (Option<Tensor>, f64) = (None, 0.0);
-        for (text, segments) in &batch {
+        for (text, Middles { suffixes, holes: segments }) in &batch {
             let mut clean = Clean::read(&backbone, Additions::default(), text)?;
+            clean.read_suffixes(&backbone, Additions::default(), suffixes)?;
             let adapters = [&learner.adapter];
             let states = match &self.teacher {
                 Some(teacher) => two_steps(&backbone, teacher, &mut clean, segments)?,
@@ -215,7 +236,7 @@ impl Run<'_> {
             let teaching = states.as_ref().map_or(Teaching::Base(self.plan.teaching), Teaching::Teacher);
             let made = graph(&backbone, &adapters, &mut clean, segments, text, teaching, tokens as f64)?;
             self.used.clean_tokens += text.len() as u64;
-            self.used.rows += segments.tokens.len() as u64;
+            self.used.rows += (segments.tokens.len() + suffixes.tokens.len()) as u64;
             let Some(made) = made else { continue };
             self.used.guesses += made.guesses as u64;
             loss += made.loss;
@@ -250,30 +271,26 @@ impl Run<'_> {
         let mask = backbone.config.mask_token;
         let adapters = [&learner.adapter];
         let additions = Additions::adapters(&adapters);
-        let names = LOOKED_AT
-            .iter()
-            .map(|block| if *block == usize::MAX { "block_full".to_owned() } else { format!("block_{block}") })
-            .chain(["infill_16".to_owned()]);
-        let mut sums = vec![(0.0, 0.0); LOOKED_AT.len() + 1];
+        let mut sums: Vec<(String, f64, f64)> = Vec::new();
         for (number, text) in self.windows.iter().enumerate() {
             let mut clean = Clean::read(&backbone, additions, text)?;
             let mut rng = seeded(self.plan.seed ^ number as u64);
-            let mut all: Vec<Segments> =
-                LOOKED_AT.iter().map(|block| Segments::tiling(text, mask, *block, &mut rng)).collect();
-            let mut infill = Segments::default();
-            if text.len() > 2 * INFILL + 2 {
-                let start = 1 + below(&mut rng, text.len() - 2 * INFILL - 1);
-                infill.push(text, mask, start, &[true; INFILL], INFILL, 1.0);
-            }
-            all.push(infill);
-            for (segments, sum) in all.iter().zip(&mut sums) {
-                let losses = losses(&backbone, additions, &mut clean, segments, text)?;
-                sum.0 += losses.iter().zip(&segments.guesses).map(|(l, g)| f64::from(*l) * g.weight).sum::<f64>();
-                sum.1 += segments.covered as f64;
+            let looks = match self.plan.task {
+                Task::Unmasking(_) => unmasking(text, mask, &mut rng),
+                Task::Middles => middles(text),
+            };
+            for (index, (name, Middles { suffixes, holes })) in looks.into_iter().enumerate() {
+                clean.read_suffixes(&backbone, additions, &suffixes)?;
+                let losses = losses(&backbone, additions, &mut clean, &holes, text)?;
+                if index == sums.len() {
+                    sums.push((name, 0.0, 0.0));
+                }
+                sums[index].1 += losses.iter().zip(&holes.guesses).map(|(l, g)| f64::from(*l) * g.weight).sum::<f64>();
+                sums[index].2 += holes.covered as f64;
             }
         }
         learner.show(&learner.weights)?;
-        let perplexity = names.zip(sums).map(|(name, (sum, count))| (name, f64::exp(sum / f64::max(count, 1.0))));
+        let perplexity = sums.into_iter().map(|(name, sum, count)| (name, f64::exp(sum / f64::max(count, 1.0))));
         let look = Look { used: self.used, loss, perplexity: perplexity.collect() };
         let line = serde_json::to_string(&look).map_err(std::io::Error::other)?;
         tracing::info!("{line}");
@@ -327,6 +344,33 @@ impl Run<'_> {
         self.average = average;
         learner.restore(tensor("weights")?, tensor("first")?, tensor("second")?, self.used.step)
     }
+}
+
+/// A text in blocks of each size, and one hole all of which is masked.
+fn unmasking(text: &[i64], mask: i64, rng: &mut ChaCha8Rng) -> Vec<(String, Middles)> {
+    let name = |block: usize| if block == usize::MAX { "block_full".to_owned() } else { format!("block_{block}") };
+    let tiling = |block: usize, rng: &mut ChaCha8Rng| Segments::tiling(text, mask, block, rng);
+    let mut looks: Vec<(String, Segments)> =
+        LOOKED_AT.iter().map(|block| (name(*block), tiling(*block, rng))).collect();
+    let mut infill = Segments::default();
+    if text.len() > 2 * INFILL + 2 {
+        let start = 1 + below(rng, text.len() - 2 * INFILL - 1);
+        infill.push(text, mask, start, &[true; INFILL], INFILL, 1.0);
+    }
+    looks.push((format!("infill_{INFILL}"), infill));
+    looks.into_iter().map(|(name, holes)| (name, Middles { holes, ..Middles::default() })).collect()
+}
+
+/// A text in holes side by side, each with the text itself before it; with the text after it in view, and without.
+fn middles(text: &[i64]) -> Vec<(String, Middles)> {
+    let seeing = |suffix: usize| {
+        let mut middles = Middles::default();
+        for start in (1..(text.len() + 1).saturating_sub(2 * INFILL)).step_by(INFILL) {
+            middles.push(text, start..start + INFILL, suffix);
+        }
+        middles
+    };
+    vec![(format!("middle_{INFILL}"), seeing(INFILL)), (format!("middle_{INFILL}_unseen"), seeing(0))]
 }
 
 /// Whether a folder holds a checkpoint to go on from.

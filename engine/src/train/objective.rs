@@ -36,6 +36,22 @@ impl Clean {
     }
 }
 
+impl Clean {
+    /// Reads texts after holes behind the text, without gradients, each without a word of its hole. Segments that are read later do
+    /// not see them, but for the holes that they belong to; what was read so before is dropped.
+    pub fn read_suffixes(&mut self, backbone: &Backbone, additions: Additions<'_>, suffixes: &Segments) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        self.cache.truncate(self.hidden.size().first().copied().unwrap_or(0));
+        let rows = suffixes.tokens.len() as i64;
+        if rows > 0 {
+            self.cache.grow(rows)?;
+            let _ = hidden(backbone, additions, self, suffixes)?;
+            self.cache.commit(rows);
+        }
+        Ok(())
+    }
+}
+
 /// Hidden states of segments behind a clean text. `[rows, hidden]`.
 pub(crate) fn hidden(
     backbone: &Backbone,

@@ -13,7 +13,7 @@
 use mneme_diffusion::random::{below, uniform};
 use rand_chacha::ChaCha8Rng;
 
-use crate::nn::visibility::SegmentRole;
+use crate::nn::visibility::{SegmentKind, SegmentRole};
 use crate::train::corpus::weighted;
 
 /// Sizes of blocks that are learnt, with their weights: small ones, where parallel guesses can still be good.
@@ -88,7 +88,7 @@ impl Segments {
             let is_masked = place >= start && masked.get(place - start).copied().unwrap_or(false);
             self.tokens.push(if is_masked { mask } else { *token });
             self.positions.push(place as i64);
-            self.roles.push(SegmentRole { segment: self.count, seen: start as u32 });
+            self.roles.push(SegmentRole { segment: self.count, seen: start as u32, kind: SegmentKind::Masked });
             if is_masked {
                 let row = if is_open && place == start { None } else { Some(first + place - start) };
                 self.guesses.push(Guess { row, place, weight, is_last: last_decided.is_none_or(|last| last < place) });
@@ -161,6 +161,33 @@ impl Segments {
         }
     }
 
+    /// Adds decided tokens, the first at `start`, to be read without a word of the `hole` before them.
+    fn push_suffix(&mut self, text: &[i64], hole: std::ops::Range<usize>, tokens: usize) {
+        for (place, token) in text.iter().enumerate().skip(hole.end).take(tokens) {
+            self.tokens.push(*token);
+            self.positions.push(place as i64);
+            let (segment, seen) = (self.count, hole.start as u32);
+            self.roles.push(SegmentRole { segment, seen, kind: SegmentKind::Suffix });
+        }
+        self.count += 1;
+    }
+
+    /// Adds a hole to be written left to right, with rows of the prefix that hold the text after it.
+    fn push_middle(&mut self, text: &[i64], hole: std::ops::Range<usize>, suffix: std::ops::Range<usize>) {
+        let (from, until) = (suffix.start as u32, suffix.end as u32);
+        let role =
+            SegmentRole { segment: self.count, seen: hole.start as u32, kind: SegmentKind::Middle { from, until } };
+        for place in hole.clone() {
+            let row = Some(self.tokens.len());
+            self.guesses.push(Guess { row, place, weight: 1.0, is_last: false });
+            self.tokens.push(text[place - 1]);
+            self.positions.push(place as i64 - 1);
+            self.roles.push(role);
+        }
+        self.covered += hole.len();
+        self.count += 1;
+    }
+
     fn add_infill(&mut self, text: &[i64], mask: i64, rng: &mut ChaCha8Rng) {
         let within = |range: std::ops::RangeInclusive<usize>, rng: &mut ChaCha8Rng| {
             range.start() + below(rng, range.end() - range.start() + 1)
@@ -172,6 +199,43 @@ impl Segments {
         let count = if uniform(rng) < 0.25 { size } else { 1 + below(rng, size) };
         let masked = choose(size, count, rng);
         self.push(text, mask, start, &masked, suffix, (size as f64 / count as f64).min(LEARNT_WEIGHT_MAX));
+    }
+}
+
+/// Holes of one text that are written left to right, with the text after each in view.
+///
+/// The texts after the holes are read first, by the base, as a window of their own that is committed behind the text itself; the holes
+/// then see their own.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Middles {
+    /// Texts after the holes; they predict nothing.
+    pub suffixes: Segments,
+    /// The holes.
+    pub holes: Segments,
+}
+
+impl Middles {
+    /// Adds a hole of a text with at most `suffix` tokens after it. The hole starts at 1 at least; none is added where no text follows.
+    pub fn push(&mut self, text: &[i64], hole: std::ops::Range<usize>, suffix: usize) {
+        debug_assert!(hole.start >= 1 && hole.end <= text.len());
+        let from = text.len() + self.suffixes.tokens.len();
+        self.suffixes.push_suffix(text, hole.clone(), suffix);
+        let until = text.len() + self.suffixes.tokens.len();
+        self.holes.push_middle(text, hole, from..until);
+    }
+
+    /// Draws holes until they have about `rows` rows.
+    pub fn draw(text: &[i64], rows: usize, rng: &mut ChaCha8Rng) -> Self {
+        let mut middles = Self::default();
+        // The shortest text with something before a hole, in it and after it.
+        while middles.holes.tokens.len() < rows && text.len() > 2 {
+            let size = (INFILL_TOKENS.start() + below(rng, INFILL_TOKENS.end() - INFILL_TOKENS.start() + 1))
+                .min(text.len() - 2);
+            let start = 1 + below(rng, text.len() - 1 - size);
+            let suffix = SUFFIX_TOKENS.start() + below(rng, SUFFIX_TOKENS.end() - SUFFIX_TOKENS.start() + 1);
+            middles.push(text, start..start + size, suffix);
+        }
+        middles
     }
 }
 
@@ -230,6 +294,41 @@ mod tests {
                     let shown = |(seen, token): (&f32, &i64)| *seen == 0.0 && *token == text[guess.place];
                     assert!(!of_window.iter().zip(&window.tokens).any(shown), "seed {seed}: {guess:?}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_hole_sees_what_is_before_and_after_it_and_the_text_after_it_nothing_of_the_hole() {
+        let text: Vec<i64> = (0..60).collect();
+        for seed in 0..40 {
+            let Middles { suffixes, holes } = Middles::draw(&text, 70, &mut seeded(seed));
+            let of_suffixes = Visibility::Segments(&suffixes.roles);
+            let mask = of_suffixes.mask(60, suffixes.tokens.len() as i64, tch::Device::Cpu).unwrap().unwrap();
+            let seen = Vec::<Vec<f32>>::try_from(&mask).unwrap();
+            for (row, role) in suffixes.roles.iter().enumerate() {
+                let (of_text, own) = seen[row].split_at(60);
+                assert!(of_text.iter().enumerate().all(|(place, seen)| (*seen == 0.0) == (place < role.seen as usize)));
+                let is_own = |other: usize| suffixes.roles[other].segment == role.segment && other <= row;
+                assert!(own.iter().enumerate().all(|(other, seen)| (*seen == 0.0) == is_own(other)));
+            }
+            let read: Vec<i64> = text.iter().chain(&suffixes.tokens).copied().collect();
+            let of_holes = Visibility::Segments(&holes.roles);
+            let rows = holes.tokens.len() as i64;
+            let mask = of_holes.mask(read.len() as i64, rows, tch::Device::Cpu).unwrap().unwrap();
+            let seen = Vec::<Vec<f32>>::try_from(&mask).unwrap();
+            assert_eq!((holes.guesses.len(), holes.covered), (holes.tokens.len(), holes.tokens.len()));
+            for guess in &holes.guesses {
+                let row = guess.row.unwrap();
+                assert_eq!((holes.positions[row] + 1, holes.tokens[row]), (guess.place as i64, text[guess.place - 1]));
+                let known = read.iter().chain(&holes.tokens).zip(&seen[row]).filter(|(_, seen)| **seen == 0.0);
+                let known: Vec<i64> = known.map(|(token, _)| *token).collect();
+                let hole = holes.roles.iter().zip(&holes.guesses).filter(|(role, _)| **role == holes.roles[row]);
+                let end = hole.map(|(_, guess)| guess.place).max().unwrap() as i64 + 1;
+                // Tokens are their places here.
+                assert!((0..guess.place as i64).all(|token| known.contains(&token)), "seed {seed}: {guess:?}");
+                assert!((guess.place as i64..end).all(|token| !known.contains(&token)), "seed {seed}: {guess:?}");
+                assert!(known.contains(&end), "seed {seed}: {guess:?}");
             }
         }
     }

@@ -49,7 +49,7 @@ pub enum ModeParam {
     Ar,
     /// By iterative unmasking.
     Diffusion,
-    /// Diffusion drafts, the causal mode of the same network verifies.
+    /// Diffusion drafts, the causal mode of the same network verifies; a hole inside a text is written left to right with both sides in view.
     #[default]
     Auto,
 }

@@ -24,6 +24,11 @@ pub(super) const SHIPPED: &[Shipped] = &[
         place: "models/adapter-zero",
     },
     Shipped {
+        name: "adapter-middle",
+        from: "engine/shipped/adapter-middle/adapter.safetensors",
+        place: "models/adapter-middle",
+    },
+    Shipped {
         name: "conditioner",
         from: "engine/shipped/conditioner/conditioner.safetensors",
         place: "models/conditioner",
