@@ -16,7 +16,7 @@ use std::time::Duration;
 use mneme_base::{Clock, Embedding, Lsn, MemoryId, Namespace, Timestamp, TrustTier};
 use mneme_engine_api::{Engine, ScoreItem, ScoreOutcome};
 use mneme_memory::map::{self, MemoryMap};
-use mneme_memory::recall::rerank::{RerankScores, rerank_hits};
+use mneme_memory::recall::rerank::{RerankScores, rerank_contexts, rerank_hits};
 use mneme_memory::{
     Document, ForgetSelector, MaintenanceReport, MaintenanceTask, Memory, MemoryStore, NewMemory, Operation,
     OperationKind, OperationOutcome, Recall, RecallQuery, Scan, StoreError, StoreStats,
@@ -487,7 +487,7 @@ fn recall_on(
     Ok(recall)
 }
 
-/// Scores the best candidates by how likely they make the question: alone, and with their date and neighbour.
+/// Scores the best candidates by how likely they make the question: alone, and with their date.
 fn rerank(
     arguments: &Arguments,
     ask: &RecallAsk,
@@ -495,15 +495,8 @@ fn rerank(
     deadline: Instant,
 ) -> Result<Vec<RerankScores>, mneme_engine_api::EngineError> {
     let candidates = &recall.hits[..recall.hits.len().min(RERANK_CANDIDATES_MAX)];
-    let mut items = Vec::with_capacity(2 * candidates.len());
-    for hit in candidates {
-        let memory = &hit.memory;
-        let speaker = memory.speaker.as_deref().map(|name| format!("{name}: ")).unwrap_or_default();
-        let turn = format!("{speaker}{}\nQuestion: ", memory.text);
-        items.push(ScoreItem::new(turn.clone(), ask.query.text.clone()));
-        let context = format!("[{}]\n{turn}", memory.valid_from.date());
-        items.push(ScoreItem::new(context, ask.query.text.clone()));
-    }
+    let contexts = candidates.iter().flat_map(|hit| rerank_contexts(&hit.memory));
+    let items: Vec<ScoreItem> = contexts.map(|context| ScoreItem::new(context, ask.query.text.clone())).collect();
     let scores = arguments.engine.score(&items, &crate::call::token_until(deadline))?;
     let per_token = |score: &ScoreOutcome| (score.log_likelihood / f64::from(score.tokens.max(1))) as f32;
     Ok(scores

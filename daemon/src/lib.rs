@@ -1,8 +1,10 @@
 //! The daemon as a library: `boot()` wires store, engine, actors and socket. Knows nothing of tensors.
 //!
 //! Reading order: [`boot`] (start and stop), [`lock`], [`listen`], [`connection`], [`service`] (what each method does),
-//! [`convert`] (wire types to domain types), [`tasks`], [`engine`], [`metrics`], [`logging`], [`systemd`], [`limits`], [`restore`], [`program`].
+//! [`convert`] (wire types to domain types), [`tasks`], [`engine`], [`metrics`], [`logging`], [`systemd`], [`limits`], [`allocator`], [`restore`],
+//! [`program`].
 
+pub mod allocator;
 pub mod boot;
 pub mod connection;
 pub mod convert;

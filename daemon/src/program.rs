@@ -49,6 +49,7 @@ struct Arguments {
 /// Runs the daemon until a signal, a drain or a fault ends it.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    crate::allocator::restart_with_environment();
     let sources = Sources::from_process(arguments.config, arguments.set);
     let config = match Config::load(&sources) {
         Ok(config) => Arc::new(config),

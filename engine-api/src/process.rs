@@ -47,6 +47,19 @@ pub const ENVIRONMENT: [(&str, &str); 4] = [
     ("OMP_WAIT_POLICY", "passive"),
 ];
 
+/// What the daemon sets for its own allocator and no engine may inherit: with it, each tensor would be a mapping of its own.
+pub(crate) const NOT_INHERITED: [&str; 2] = ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"];
+
+/// A command for a process of the engine, with the environment that it needs.
+pub(crate) fn command(program: &std::path::Path) -> Command {
+    let mut command = Command::new(program);
+    NOT_INHERITED.iter().for_each(|name| {
+        command.env_remove(name);
+    });
+    command.envs(ENVIRONMENT);
+    command
+}
+
 /// How an engine process is started and watched.
 #[derive(Debug, Clone)]
 pub struct ProcessOptions {
@@ -289,9 +302,8 @@ impl EngineProcess {
             reason: format!("{what} {}: {error}", options.program.display()),
         };
         let (ours, theirs) = UnixStream::pair().map_err(|error| unavailable("no socket pair for", &error))?;
-        let mut child = Command::new(&options.program)
+        let mut child = command(&options.program)
             .arg("serve")
-            .envs(ENVIRONMENT)
             .args(&options.arguments)
             .envs(options.environment.iter().cloned())
             .stdin(Stdio::from(OwnedFd::from(theirs)))
@@ -592,4 +604,19 @@ fn end(mut running: Running) {
     let _ = running.child.kill();
     let _ = running.child.wait();
     running.calls.lock().unwrap_or_else(PoisonError::into_inner).clear();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_gets_its_own_settings_of_the_allocator_and_not_the_daemons() {
+        let command = command("mneme-engine".as_ref());
+        let set: Vec<_> = command.get_envs().collect();
+        for name in NOT_INHERITED {
+            assert!(set.contains(&(name.as_ref(), None)), "{name} is taken away: {set:?}");
+        }
+        assert!(set.contains(&("MALLOC_ARENA_MAX".as_ref(), Some("2".as_ref()))));
+    }
 }

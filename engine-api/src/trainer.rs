@@ -3,7 +3,7 @@
 //! SIGTERM asks it to write a checkpoint and leave; the same job started again goes on from there.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use mneme_base::ContentHash;
 
 use crate::engine::{CancelToken, EngineError};
-use crate::process::{ENVIRONMENT, ProcessOptions};
+use crate::process::{ProcessOptions, command};
 use crate::types::{TrainEvent, TrainJob, TrainOutcome};
 
 /// The job as the trainer reads it, in the job's folder. It holds the texts, so it is gone when the trainer is.
@@ -129,9 +129,8 @@ pub(crate) fn run(
     // Before it is written: a full disk takes a part of it.
     let _texts = Removed(&job_path);
     fs_err::write(&job_path, text).map_err(|error| unavailable("job cannot be written", &error))?;
-    let mut child = Command::new(&options.program)
+    let mut child = command(&options.program)
         .arg("train")
-        .envs(ENVIRONMENT)
         .env(PARENT, std::process::id().to_string())
         .arg(&job_path)
         .args(&options.arguments)

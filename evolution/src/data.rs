@@ -97,9 +97,11 @@ impl Texts {
         }
     }
 
-    /// Drops the texts of forgotten memories.
-    pub fn forget(&mut self, memories: &BTreeSet<MemoryId>) {
+    /// Drops the texts of forgotten memories. Says whether there were any.
+    pub fn forget(&mut self, memories: &BTreeSet<MemoryId>) -> bool {
+        let before = self.0.len();
         self.0.retain(|known| !memories.contains(&known.memory));
+        self.0.len() < before
     }
 
     /// Drops the texts of a context that no longer exists.

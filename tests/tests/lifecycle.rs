@@ -47,6 +47,21 @@ fn a_copy_that_this_build_cannot_keep_is_a_fault_of_the_settings() {
     assert!(words.contains("an absolute folder"), "{words}");
 }
 
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[test]
+fn the_daemon_gives_its_allocator_few_arenas_unless_told_otherwise() {
+    let folder = tempfile::tempdir().unwrap();
+    let arenas = |daemon: &mneme_tests::Daemon| {
+        let environment = fs_err::read_to_string(format!("/proc/{}/environ", daemon.pid())).unwrap();
+        let found: Vec<&str> =
+            environment.split('\0').filter_map(|entry| entry.strip_prefix("MALLOC_ARENA_MAX=")).collect();
+        assert_eq!(found.len(), 1, "{environment}");
+        found[0].to_owned()
+    };
+    assert_eq!(arenas(&setup(folder.path()).start()), "2");
+    assert_eq!(arenas(&setup(folder.path()).variable("MALLOC_ARENA_MAX", "7").start()), "7");
+}
+
 #[test]
 fn the_same_op_id_is_one_change_even_across_a_crash() {
     let folder = tempfile::tempdir().unwrap();

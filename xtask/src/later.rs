@@ -52,6 +52,11 @@ pub(crate) const KILLS: Program =
 
 /// Runs a program in the release profile, or says that it is missing.
 pub(crate) fn program(workspace: &Workspace, program: Program, passed: &PassedOn) -> anyhow::Result<ExitCode> {
+    program_with(workspace, program, &passed.arguments)
+}
+
+/// As [`program`], with arguments that were read here.
+pub(crate) fn program_with(workspace: &Workspace, program: Program, passed: &[String]) -> anyhow::Result<ExitCode> {
     let Program { task, package, name, features, set_up } = program;
     if !workspace.has_target(package, &TargetKind::Bin, name) {
         println!("cargo xtask {task} is not possible yet: package {package} has no program {name}");
@@ -65,7 +70,7 @@ pub(crate) fn program(workspace: &Workspace, program: Program, passed: &PassedOn
     if !features.is_empty() {
         command.arg("--features").arg(features.join(","));
     }
-    command.arg("--").args(&passed.arguments);
+    command.arg("--").args(passed);
     Ok(if status(&mut command)?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -92,7 +97,7 @@ pub(crate) enum Kind {
 }
 
 /// Benchmarks that take most of an hour each: `all` leaves them out unless they are named.
-pub(crate) const LONG: [&str; 3] = ["evolution", "serving_beside_training", "unattended"];
+pub(crate) const LONG: [&str; 4] = ["evolution", "retrieval", "serving_beside_training", "unattended"];
 
 /// Runs one benchmark or all, or lists them.
 pub(crate) fn bench(workspace: &Workspace, passed: &PassedOn) -> anyhow::Result<ExitCode> {

@@ -1,6 +1,6 @@
 //! `cargo xtask`: sets a fresh machine up, runs the tests and the demonstration, and keeps the house tidy.
 //!
-//! Reading order: [`workspace`], [`setup`], [`test`], [`tidy`], [`cross`], [`later`], [`peers`].
+//! Reading order: [`workspace`], [`setup`], [`test`], [`tidy`], [`cross`], [`later`], [`torture`], [`peers`].
 
 #![expect(clippy::print_stdout, reason = "a command line tool speaks on standard output")]
 
@@ -12,6 +12,7 @@ mod peers;
 mod setup;
 mod test;
 mod tidy;
+mod torture;
 mod workspace;
 
 use std::process::ExitCode;
@@ -44,8 +45,8 @@ enum Task {
     Fuzz(later::PassedOn),
     /// Builds kernels, weight readers and tokenizers for 64-bit ARM and runs their tests under emulation.
     Cross(cross::CrossArguments),
-    /// Cuts the power again and again and checks that nothing acknowledged is lost; needs root.
-    Torture(later::PassedOn),
+    /// Cuts the power, kills and lets calls fail, again and again, and checks that nothing acknowledged is lost.
+    Torture(torture::TortureArguments),
     /// Runs the daemon under load and reports the slopes of memory, files and disk.
     Soak(later::PassedOn),
     /// Kills trainer, engine and daemon at random points of the evolution loop and looks whether everything still holds.
@@ -62,7 +63,7 @@ fn main() -> ExitCode {
         Task::Bench(passed) => later::bench(&workspace, &passed),
         Task::Fuzz(passed) => later::program(&workspace, later::FUZZ, &passed),
         Task::Cross(arguments) => cross::run(&workspace, &arguments),
-        Task::Torture(passed) => later::program(&workspace, later::TORTURE, &passed),
+        Task::Torture(arguments) => torture::run(&workspace, &arguments),
         Task::Soak(passed) => later::program(&workspace, later::SOAK, &passed),
         Task::Kills(passed) => later::program(&workspace, later::KILLS, &passed),
     });

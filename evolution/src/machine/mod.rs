@@ -339,10 +339,16 @@ impl Evolution {
     /// and a feed of changes may have gaps: at a start, and after a gap, whatever of these the store no longer has goes into
     /// [`Event::Forgotten`].
     pub fn memories_in_use(&self) -> BTreeSet<MemoryId> {
+        let mut memories = self.memories_used();
+        memories.extend(self.soft.texts.iter().map(|text| text.memory));
+        memories
+    }
+
+    /// Of these the ones that left something: an adapter, a job, a count of how often they were judged on.
+    fn memories_used(&self) -> BTreeSet<MemoryId> {
         let cards = self.state.registry.iter().filter(|entry| entry.state != CardState::Retired);
         let mut memories: BTreeSet<MemoryId> = cards.flat_map(Entry::own_lineage).collect();
         memories.extend(self.state.job.iter().flat_map(|job| job.spec.memories().copied()));
-        memories.extend(self.soft.texts.iter().map(|text| text.memory));
         memories.extend(self.state.uses.keys().copied());
         memories
     }

@@ -1,6 +1,6 @@
 //! What each observation changes: an engine, an alarm, an outcome, a failure, a score, a forgotten memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mneme_base::{AdapterId, ContentHash, MemoryId, Timestamp};
 use mneme_engine_api::{AdapterLevel, TrainOutcome};
@@ -221,8 +221,13 @@ impl Evolution {
     pub(super) fn on_forgotten(&mut self, mut memories: Vec<MemoryId>, now: Timestamp, out: &mut Vec<Action>) {
         memories.sort_unstable();
         memories.dedup();
-        // What the loop never used concerns it no more than what it never saw: a row for it would stay for ever.
-        let used = self.memories_in_use();
+        let gone: BTreeSet<MemoryId> = memories.iter().copied().collect();
+        // What is only in view leaves without a row, and so does what the loop never saw: a row for each would stay for ever. Should an
+        // old checkpoint bring a text back, the start finds that the store does not have it.
+        if self.soft.texts.forget(&gone) {
+            self.around.unsaved += 1;
+        }
+        let used = self.memories_used();
         memories.retain(|memory| used.contains(memory) && !self.state.registry.is_forgotten(*memory));
         if memories.is_empty() {
             return;
@@ -236,7 +241,6 @@ impl Evolution {
             from_retired || job.spec.memories().any(|memory| all.contains(memory))
         });
         let job = job.map(|job| job.spec.adapter);
-        self.soft.texts.forget(&all);
         let reason = format!("{} memories were forgotten; {} adapters learned them", memories.len(), retired.len());
         let stage = self.state.stage();
         let to = if retired.is_empty() { stage } else { Stage::Retire };
@@ -251,7 +255,5 @@ impl Evolution {
         }
         out.extend(serving.into_iter().map(|(adapter, context)| Action::DeactivateAdapter { adapter, context }));
         out.extend(retired.into_iter().map(|adapter| Action::RetireAdapter { adapter }));
-        // An old checkpoint does not bring the texts back: the row is stronger. It only keeps their sketches a while.
-        self.around.unsaved += 1;
     }
 }

@@ -360,16 +360,24 @@ fn forgetting_a_learned_memory_retires_the_adapter_and_stops_the_job_that_uses_i
 #[test]
 fn forgetting_what_was_never_used_leaves_no_trace() {
     let mut world = World::new(3);
-    world.write(0, 4);
+    world.write(0, 60);
     let rows = world.rows.len();
     for number in 10_000..10_500 {
         world.send(Event::Forgotten(vec![memory(number)]));
     }
+    // What is in view and nothing was made of leaves no more than that.
+    for number in 1..=20 {
+        world.send(Event::Forgotten(vec![memory(number)]));
+    }
     assert_eq!(world.rows.len(), rows);
     assert!(world.evolution.state().registry.forgotten().is_empty());
-    world.send(Event::Forgotten(vec![memory(2), memory(10_000)]));
-    assert_eq!(world.rows.len(), rows + 1);
-    assert_eq!(world.evolution.state().registry.forgotten().len(), 1);
+    assert_eq!(world.evolution.memories_in_use().len(), 40);
+    world.send(Event::Command(Command::RunNow { situation: None }));
+    world.tick();
+    let learned = world.evolution.state().job.as_ref().unwrap().spec.train[0];
+    world.send(Event::Forgotten(vec![learned, memory(10_000)]));
+    let told = world.rows.iter().filter(|row| matches!(row.change, Change::Forgotten { .. })).count();
+    assert_eq!((told, world.evolution.state().registry.forgotten().len()), (1, 1));
 }
 
 #[test]
@@ -410,13 +418,16 @@ fn another_bound_on_false_alarms_holds_at_once_and_after_a_restart() {
 }
 
 #[test]
-fn a_forgotten_memory_does_not_return_with_an_old_checkpoint() {
+fn a_forgotten_memory_that_returns_with_an_old_checkpoint_is_found_at_the_start() {
     let mut world = World::new(7);
     world.write(0, 60);
     let old = world.evolution.checkpoint();
     world.send(Event::Forgotten(vec![memory(30)]));
     world.checkpoint = Some(old);
     world.restart(world.rows.len());
+    // It is among those that a start asks the store for, which does not have it.
+    assert!(world.evolution.memories_in_use().contains(&memory(30)));
+    world.send(Event::Forgotten(vec![memory(30)]));
     assert!(world.evolution.soft.texts.iter().all(|text| text.memory != memory(30)));
 }
 

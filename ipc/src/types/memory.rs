@@ -166,7 +166,7 @@ params! {
         /// 0 is pure relevance, 1 pure variety.
         #[serde(default)]
         diversity: f32,
-        /// Let the generator judge the best candidates too: better order, slower.
+        /// Let the generator judge the best 30 candidates too: seconds slower, and of little use on chats.
         #[serde(default)]
         rerank: bool,
         /// Say for each hit how it came to its place.

@@ -21,7 +21,7 @@ use mneme_base::{Embedding, MemoryId, Timestamp};
 pub use context::context_texts;
 pub(crate) use rank::matched;
 pub use rank::{Method, PHRASE_ROWS_MAX, PhraseCandidates, RankingOptions, WithPhrases};
-pub use rerank::{RerankScores, fuse_reranked, rerank_hits};
+pub use rerank::{RerankFusion, RerankScores, fuse_reranked, rerank_contexts, rerank_hits};
 
 use crate::domain::{HitExplanation, Memory, RecallQuery};
 use crate::index::bitmap::Bitmap;

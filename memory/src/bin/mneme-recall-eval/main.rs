@@ -12,6 +12,7 @@ mod chats;
 mod confidence;
 mod learn;
 mod metrics;
+mod rerank;
 mod stages;
 mod vectors;
 
@@ -80,13 +81,9 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     if let Some(path) = &arguments.embeddings {
         corpus.set_embeddings(vectors::read_embeddings(path)?)?;
     }
-    let reranked = match &arguments.rerank_scores {
-        Some(path) => Some(serde_json::from_slice::<Vec<Vec<(f32, f32)>>>(&fs_err::read(path)?)?),
-        None => None,
-    };
-    let ranked = stages::report(&corpus, reranked.as_deref(), arguments.fit);
+    let passages = stages::report(&corpus, arguments.rerank_scores.as_deref(), arguments.fit)?;
     if let Some(path) = &arguments.write_candidates {
-        fs_err::write(path, serde_json::to_vec(&corpus.passages(&ranked))?)?;
+        fs_err::write(path, serde_json::to_vec(&passages)?)?;
     }
     confidence::report(&corpus, arguments.fit);
     Ok(())

@@ -1,21 +1,24 @@
 //! The stages of the ranking, each as a row of figures.
 
+use std::path::Path;
+
 use mneme_base::{Embedding, MemoryId};
 use mneme_memory::recall::features::{FEATURE_NAMES, FEATURES};
-use mneme_memory::recall::{Method, RankingOptions, RerankScores, fuse_reranked};
+use mneme_memory::recall::{Method, RankingOptions, RerankFusion};
 use mneme_memory::{IndexOptions, RecallIndex, RecallQuery, context_texts};
-use serde::Serialize;
 
 use crate::chats::{Chat, Question};
 use crate::learn::{List, dot, listwise};
 use crate::metrics::{Outcome, interval, mean};
+use crate::rerank::{self, Judged, Passages, fused};
 
 /// The L2 penalty of the ranking's weights, the same for every fold.
 pub(crate) const PENALTY: f64 = 2e-3;
 /// A ranking is followed to here.
 const DEPTH: usize = 100;
-/// Hits that a generator scores again.
-const RERANKED: usize = 30;
+
+/// Turns with their scores, best first.
+pub(crate) type Ranking = Vec<(usize, f64)>;
 
 /// A chat with its index and the vectors of its questions.
 #[derive(Debug)]
@@ -46,7 +49,7 @@ impl Indexed {
 }
 
 /// The turn number that an id was made from.
-fn place(id: MemoryId) -> usize {
+pub(crate) fn place(id: MemoryId) -> usize {
     let mut bytes = [0; 8];
     bytes.copy_from_slice(&id.as_bytes()[8..]);
     u64::from_be_bytes(bytes) as usize
@@ -59,14 +62,6 @@ pub(crate) struct Corpus {
     pub chats: Vec<Indexed>,
     /// Whether there are vectors.
     pub dense: bool,
-}
-
-/// What a generator scores for one question.
-#[derive(Debug, Serialize)]
-pub(crate) struct Passages {
-    question: String,
-    own: Vec<String>,
-    context: Vec<String>,
 }
 
 impl Corpus {
@@ -118,34 +113,6 @@ impl Corpus {
         Ok(())
     }
 
-    /// The first hits of each question with the texts that a generator reads.
-    pub(crate) fn passages(&self, ranked: &[Vec<usize>]) -> Vec<Passages> {
-        let mut ranked = ranked.iter();
-        let mut all = Vec::new();
-        for indexed in &self.chats {
-            for question in &indexed.chat.questions {
-                let hits: Vec<usize> =
-                    ranked.next().map(|r| r.iter().take(RERANKED).copied().collect()).unwrap_or_default();
-                let said = |at: usize| {
-                    let memory = &indexed.chat.memories[at];
-                    format!("{}: {}", memory.speaker.as_deref().unwrap_or_default(), memory.text)
-                };
-                let with_context = |at: usize| {
-                    let day = indexed.chat.memories[at].valid_from.date();
-                    let before = at.checked_sub(1).filter(|b| indexed.chat.sessions[*b] == indexed.chat.sessions[at]);
-                    before
-                        .map_or_else(|| format!("{day}\n{}", said(at)), |b| format!("{day}\n{}\n{}", said(b), said(at)))
-                };
-                all.push(Passages {
-                    question: question.text.clone(),
-                    own: hits.iter().map(|at| said(*at)).collect(),
-                    context: hits.iter().map(|at| with_context(*at)).collect(),
-                });
-            }
-        }
-        all
-    }
-
     /// Ranks every question of every chat.
     fn rank_all(&self, rank: impl Fn(&Indexed, usize) -> Vec<usize>) -> Vec<Vec<usize>> {
         let questions =
@@ -166,13 +133,19 @@ impl Corpus {
 struct Stage {
     name: String,
     outcomes: Vec<Outcome>,
+    /// What its gain is told against, when that is not the row before.
+    against: Option<Vec<Outcome>>,
 }
 
-/// Prints the table; gives the ranking of the last stage before reranking.
-pub(crate) fn report(corpus: &Corpus, reranked: Option<&[Vec<(f32, f32)>]>, fit: bool) -> Vec<Vec<usize>> {
+/// Prints the table, with the rerank's rows where there are scores; gives what a generator reads of the last stage before them.
+pub(crate) fn report(
+    corpus: &Corpus,
+    scores: Option<&Path>,
+    fit: bool,
+) -> Result<Vec<Passages>, Box<dyn std::error::Error>> {
     let mut stages = Vec::new();
     let mut add = |name: &str, ranked: &[Vec<usize>]| {
-        stages.push(Stage { name: name.into(), outcomes: corpus.outcomes(ranked) });
+        stages.push(Stage { name: name.into(), outcomes: corpus.outcomes(ranked), against: None });
     };
     let plain = |rankings: &[&'static str], pick: fn(&(Embedding, Embedding)) -> &Embedding| {
         let options = IndexOptions {
@@ -206,23 +179,24 @@ pub(crate) fn report(corpus: &Corpus, reranked: Option<&[Vec<(f32, f32)>]>, fit:
         ("  + what is asked for", &["shape."]),
     ];
     let mut prefixes: Vec<&str> = Vec::new();
-    let mut ranked = Vec::new();
+    let mut ranked: Vec<Ranking> = Vec::new();
     for (name, more) in steps {
         prefixes.extend(more);
         let used = FEATURE_NAMES.map(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)));
         ranked = cross_validated(&lists, &used);
-        add(name, &ranked);
+        add(name, &turns(&ranked));
     }
     if corpus.dense {
         let text_lists = self::lists(corpus, false);
         let used = text_features();
-        add("text only (engine away)", &cross_validated(&text_lists, &used));
+        add("text only (engine away)", &turns(&cross_validated(&text_lists, &used)));
     }
     let shipped = corpus.rank_all(|c, n| c.rank(n, c.questions.get(n).map(|pair| &pair.1), DEPTH));
     add("shipped weights (fit on these chats)", &shipped);
-    if let Some(scores) = reranked {
-        let order = |(ranking, scores): (&Vec<usize>, &Vec<(f32, f32)>)| rerank(ranking, scores);
-        add("cross-validated + rerank", &ranked.iter().zip(scores).map(order).collect::<Vec<_>>());
+    let passages = rerank::passages(corpus, &ranked);
+    if let Some(path) = scores {
+        let scores = rerank::read_scores(path, &passages)?;
+        stages.extend(rerank_stages(corpus, &ranked, &scores));
     }
     print(&stages, corpus);
     if fit {
@@ -232,7 +206,64 @@ pub(crate) fn report(corpus: &Corpus, reranked: Option<&[Vec<(f32, f32)>]>, fit:
         let all: Vec<&List> = text.iter().map(|l| &l.list).collect();
         print_weights("TEXT_ONLY", &listwise(&all, &text_features(), PENALTY));
     }
-    ranked
+    Ok(passages)
+}
+
+/// The rerank's rows, against the ranking that they put into another order.
+fn rerank_stages(corpus: &Corpus, ranked: &[Ranking], scores: &[Vec<Vec<f32>>]) -> Vec<Stage> {
+    let before = corpus.outcomes(&turns(ranked));
+    let scored = scores.iter().filter(|scores| !scores.is_empty()).count();
+    println!("likelihoods of {scored} questions' hits\n");
+    let stage = |name: String, orders: &[Vec<usize>]| {
+        let outcomes = corpus.outcomes(orders);
+        let pairs = outcomes.iter().zip(&before);
+        let gains: Vec<f64> = pairs.map(|(now, then)| now.reciprocal - then.reciprocal).collect();
+        let (low, high) = interval(&gains);
+        println!("{name}: gain in MRR {:+.3} [{low:+.3}, {high:+.3}]", mean(&gains));
+        Stage { name, outcomes, against: Some(before.clone()) }
+    };
+    let fixed = |name: &str, fusion: RerankFusion| {
+        let order = |(ranking, scores): (&Ranking, &Vec<Vec<f32>>)| fused(ranking, scores, rerank::SHIPPED, fusion);
+        stage(name.into(), &ranked.iter().zip(scores).map(order).collect::<Vec<_>>())
+    };
+    let mut rows = vec![
+        fixed("+ rerank of 30 (k 10, weight .5)", RerankFusion { k: 10.0, weight: 0.5 }),
+        fixed("+ rerank of 30, shipped", RerankFusion::default()),
+    ];
+    let questions: Vec<(usize, &Question, &[u32])> = (0..)
+        .zip(&corpus.chats)
+        .flat_map(|(number, c)| c.chat.questions.iter().map(move |q| (number, q, c.chat.sessions.as_slice())))
+        .collect();
+    let chats: Vec<usize> = questions.iter().map(|(chat, ..)| *chat).collect();
+    let judge = |number: usize, order: &[usize]| {
+        let outcome = Outcome::of(order, &questions[number].1.gold, questions[number].2);
+        outcome.recall + outcome.reciprocal
+    };
+    let judged = [
+        ("+ rerank of 30, own text alone", Judged { contexts: [0, 0], ..rerank::SHIPPED }),
+        ("+ rerank of 30", rerank::SHIPPED),
+        ("+ rerank of 30, with the turn before", Judged { contexts: [0, 2], ..rerank::SHIPPED }),
+        ("+ rerank of 50", Judged { hits: 50, ..rerank::SHIPPED }),
+    ];
+    for (name, judged) in judged {
+        let has = |scores: &[Vec<f32>]| {
+            scores.len() > rerank::SHIPPED_HITS.min(judged.hits - 1)
+                && scores.iter().take(judged.hits).all(|hit| judged.contexts.iter().all(|at| *at < hit.len()))
+        };
+        // Without the scores that it is about, a row would only repeat another.
+        if scored > 0 && scores.iter().filter(|scores| !scores.is_empty()).all(|scores| has(scores)) {
+            let (orders, fusions) = rerank::cross_fused(ranked, scores, &chats, judged, judge);
+            let chosen: Vec<String> = fusions.iter().map(|one| format!("{}/{}", one.k, one.weight)).collect();
+            rows.push(stage(format!("{name}, cross-validated"), &orders));
+            println!("  k/weight by chat {}", chosen.join(" "));
+        }
+    }
+    println!();
+    rows
+}
+
+fn turns(ranked: &[Ranking]) -> Vec<Vec<usize>> {
+    ranked.iter().map(|ranking| ranking.iter().map(|(turn, _)| *turn).collect()).collect()
 }
 
 fn text_features() -> [bool; FEATURES] {
@@ -264,7 +295,7 @@ fn lists(corpus: &Corpus, dense: bool) -> Vec<Candidates> {
 }
 
 /// Ranks each chat by weights learnt from the others.
-fn cross_validated(lists: &[Candidates], used: &[bool; FEATURES]) -> Vec<Vec<usize>> {
+fn cross_validated(lists: &[Candidates], used: &[bool; FEATURES]) -> Vec<Ranking> {
     let chats = lists.iter().map(|list| list.chat).max().map_or(0, |last| last + 1);
     let weights: Vec<Vec<f64>> = (0..chats)
         .map(|held_out| {
@@ -283,16 +314,9 @@ fn cross_validated(lists: &[Candidates], used: &[bool; FEATURES]) -> Vec<Vec<usi
                 .map(|(row, place)| (dot(&weights[candidates.chat], row), *place))
                 .collect();
             scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-            scored.into_iter().take(DEPTH).map(|(_, place)| place).collect()
+            scored.into_iter().take(DEPTH).map(|(score, place)| (place, score)).collect()
         })
         .collect()
-}
-
-fn rerank(ranking: &[usize], scores: &[(f32, f32)]) -> Vec<usize> {
-    let scores: Vec<RerankScores> =
-        scores.iter().map(|(own, context)| RerankScores { own: *own, context: *context }).collect();
-    let order = fuse_reranked(ranking.len(), &scores);
-    order.into_iter().map(|(at, _)| ranking[at]).collect()
 }
 
 fn print(stages: &[Stage], corpus: &Corpus) {
@@ -311,8 +335,9 @@ fn print(stages: &[Stage], corpus: &Corpus) {
         let sample = |pick: fn(&Outcome) -> f64| stage.outcomes.iter().map(pick).collect::<Vec<f64>>();
         let recall = sample(|o| o.recall);
         let (low, high) = interval(&recall);
-        let gain = before.map_or(String::new(), |before| {
-            let paired: Vec<f64> = recall.iter().zip(&before.outcomes).map(|(now, then)| now - then.recall).collect();
+        let before_it = stage.against.as_ref().or(before.map(|before| &before.outcomes));
+        let gain = before_it.map_or(String::new(), |before| {
+            let paired: Vec<f64> = recall.iter().zip(before).map(|(now, then)| now - then.recall).collect();
             let (low, high) = interval(&paired);
             format!("{:+.3} [{low:+.3}, {high:+.3}]", mean(&paired))
         });
@@ -360,7 +385,7 @@ mod tests {
     fn recall_from_text_alone_keeps_its_level_on_chats_it_was_not_fit_on() {
         let Some(corpus) = corpus() else { return };
         let ranked = cross_validated(&lists(&corpus, false), &text_features());
-        let recall = mean(&corpus.outcomes(&ranked).iter().map(|outcome| outcome.recall).collect::<Vec<f64>>());
+        let recall = mean(&corpus.outcomes(&turns(&ranked)).iter().map(|outcome| outcome.recall).collect::<Vec<f64>>());
         // Measured .644; plain BM25 gives .538. The margin allows for changes of the tokenizer.
         assert!(recall > 0.62, "recall@10 {recall}");
     }
