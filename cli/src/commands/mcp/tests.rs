@@ -145,18 +145,46 @@ fn names_of_clients_are_made_safe_for_provenance() {
     assert!(provenance(Some(&"é".repeat(500))).len() <= 64);
 }
 
+/// Queues that nobody works on yet, and where their requests come out.
+fn queues() -> (Queues, Receiver<Map<String, Value>>, Receiver<Map<String, Value>>) {
+    let (memory, memory_requests) = sync_channel(QUEUE);
+    let (generate, generate_requests) = sync_channel(GENERATE_QUEUE);
+    (Queues { memory, generate }, memory_requests, generate_requests)
+}
+
+fn cancellation(id: u32) -> Value {
+    json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id}})
+}
+
 #[test]
 fn a_cancelled_request_gets_no_answer_and_its_id_may_be_used_again() {
     let server = Server::new(ClientOptions::new("test").socket("/nonexistent/mneme.sock"), Duration::from_secs(1));
-    let (sender, receiver) = sync_channel(8);
+    let (queues, memory, _generate) = queues();
     let output = Mutex::new(Vec::new());
     let call = modern(1, "tools/call", json!({"name": "status"}));
-    let cancel = json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}});
-    for message in [&cancel, &call, &cancel] {
-        server.sort(message.as_object().unwrap().clone(), &sender, &output).unwrap();
+    for message in [&cancellation(1), &call, &cancellation(1)] {
+        server.sort(message.as_object().unwrap().clone(), &queues, &output).unwrap();
     }
-    drop(sender);
-    server.work(&Mutex::new(receiver), &output);
+    drop(queues);
+    server.work(&Mutex::new(memory), &output);
     assert!(lock(&output).is_empty());
     assert!(lock(&server.under_way).is_empty());
+}
+
+#[test]
+fn generations_that_wait_leave_room_for_the_memory_and_too_many_are_refused() {
+    let server = Server::new(ClientOptions::new("test").socket("/nonexistent/mneme.sock"), Duration::from_secs(1));
+    let (queues, memory, generate) = queues();
+    let output = Mutex::new(Vec::new());
+    let count = u32::try_from(GENERATE_QUEUE).unwrap() + 1;
+    let sort = |message: &Value| server.sort(message.as_object().unwrap().clone(), &queues, &output).unwrap();
+    for id in 0..count {
+        sort(&modern(id, "tools/call", json!({"name": "generate", "arguments": {"prompt": "x"}})));
+    }
+    sort(&modern(count, "tools/call", json!({"name": "status"})));
+    sort(&modern(count + 1, "resources/read", json!({"uri": "mneme://status"})));
+    assert_eq!((generate.try_iter().count(), memory.try_iter().count()), (GENERATE_QUEUE, 2));
+    let refused: Value = serde_json::from_slice(&lock(&output)).unwrap();
+    assert_eq!((&refused["id"], &refused["error"]["code"]), (&json!(count - 1), &json!(BUSY)));
+    assert!(!lock(&server.under_way).contains_key(&(count - 1).to_string()), "it may be sent again");
 }
