@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use mneme_client_sdk::blocking::Client;
 use mneme_client_sdk::{CancelToken, ClientError, ClientOptions};
+use mneme_ipc::ErrorKind;
 use serde_json::{Map, Value, json};
 
 use super::Session;
@@ -25,7 +26,8 @@ use crate::error::CommandError;
 /// The revision without a handshake.
 const MODERN: &str = "2026-07-28";
 /// Revisions with a handshake, newest first.
-const HANDSHAKE: [&str; 4] = ["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"];
+/// 2025-03-26 is left out: its servers have to take batches.
+const HANDSHAKE: [&str; 3] = ["2025-11-25", "2025-06-18", "2024-11-05"];
 /// A longer line is refused before it is read whole (bytes): twice the daemon's longest request.
 const LINE_BYTES_MAX: u64 = 8 << 20;
 /// Requests of the memory that are dealt with at once; a client waits for few.
@@ -47,6 +49,9 @@ const PARSE_ERROR: i64 = -32700;
 const INVALID_REQUEST: i64 = -32600;
 const METHOD_NOT_FOUND: i64 = -32601;
 const INVALID_PARAMS: i64 = -32602;
+const INTERNAL_ERROR: i64 = -32603;
+/// Of the revisions with a handshake: the resource does not exist.
+const RESOURCE_NOT_FOUND: i64 = -32002;
 /// Ours, in the range that JSON-RPC leaves to servers: there is no room for the request now.
 const BUSY: i64 = -32000;
 /// Of revision 2026-07-28: the request is in a version that is not spoken here.
@@ -126,12 +131,7 @@ impl Server {
         })
     }
 
-    fn read<W: Write>(
-        &self,
-        input: &mut impl BufRead,
-        queues: &Queues,
-        output: &Mutex<W>,
-    ) -> Result<(), CommandError> {
+    fn read<W: Write>(&self, input: &mut impl BufRead, queues: &Queues, output: &Mutex<W>) -> Result<(), CommandError> {
         let mut line = Vec::new();
         loop {
             line.clear();
@@ -352,12 +352,22 @@ impl Server {
         let Some(uri) = params.get("uri").and_then(Value::as_str) else {
             return Err(Refusal::new(INVALID_PARAMS, "params has no uri"));
         };
-        let wanted = context::Wanted::of(uri)
-            .ok_or_else(|| Refusal::new(INVALID_PARAMS, format!("resource {uri:?} does not exist")))?;
+        let missing = || Refusal {
+            code: match era {
+                Era::Handshake => RESOURCE_NOT_FOUND,
+                Era::Modern => INVALID_PARAMS,
+            },
+            message: format!("resource {uri:?} does not exist"),
+            data: Some(json!({ "uri": uri })),
+        };
+        let wanted = context::Wanted::of(uri).ok_or_else(missing)?;
         let read = self.client(client).and_then(|client| wanted.read(&client, tools::patience(self.timeout)));
         let text = read.map_err(|error| {
+            if error.kind() == Some(ErrorKind::NotFound) {
+                return missing();
+            }
             let (message, hint) = told(error);
-            Refusal { code: -32603, message, data: hint.map(|hint| json!({"hint": hint})) }
+            Refusal { code: INTERNAL_ERROR, message, data: hint.map(|hint| json!({"hint": hint})) }
         })?;
         let mut result = json!({"contents": [{"uri": uri, "mimeType": "application/json", "text": text.to_string()}]});
         if let (Era::Modern, Some(members)) = (era, result.as_object_mut()) {

@@ -38,7 +38,13 @@ fn hello(version: &str) -> Value {
 
 #[test]
 fn the_handshake_agrees_on_a_revision_with_a_handshake() {
-    for (asked, given) in [("2025-11-25", "2025-11-25"), ("2025-06-18", "2025-06-18"), ("2026-07-28", "2025-11-25")] {
+    for (asked, given) in [
+        ("2025-11-25", "2025-11-25"),
+        ("2025-06-18", "2025-06-18"),
+        ("2026-07-28", "2025-11-25"),
+        // Servers of this one have to take batches.
+        ("2025-03-26", "2025-11-25"),
+    ] {
         let answer = &answers(&[hello(asked)])["0"];
         assert_eq!(answer["result"]["protocolVersion"], given);
         assert_eq!(answer["result"]["serverInfo"]["name"], "mneme");
@@ -124,6 +130,17 @@ fn wrong_arguments_are_tool_errors_and_unknown_tools_are_not() {
 }
 
 #[test]
+fn a_resource_that_does_not_exist_is_told_in_the_code_of_the_revision() {
+    let params = json!({"uri": "mneme://memory/nonsense"});
+    let older = json!({"jsonrpc": "2.0", "id": 2, "method": "resources/read", "params": params});
+    let answers = answers(&[hello("2025-11-25"), modern(1, "resources/read", params), older]);
+    for (id, code) in [("1", INVALID_PARAMS), ("2", RESOURCE_NOT_FOUND)] {
+        assert_eq!(answers[id]["error"]["code"], code);
+        assert_eq!(answers[id]["error"]["data"]["uri"], "mneme://memory/nonsense");
+    }
+}
+
+#[test]
 fn every_tool_has_schemas_and_hints_in_a_fixed_order() {
     let listed = tools::list();
     let names: Vec<&str> = listed.as_array().unwrap().iter().map(|tool| tool["name"].as_str().unwrap()).collect();
@@ -135,7 +152,9 @@ fn every_tool_has_schemas_and_hints_in_a_fixed_order() {
             assert!(tool["annotations"][hint].is_boolean());
         }
     }
-    assert_eq!(listed[2]["annotations"]["destructiveHint"], true);
+    for (place, is_destructive) in [(0, true), (1, false), (2, true), (3, false), (4, false), (5, false)] {
+        assert_eq!(listed[place]["annotations"]["destructiveHint"], is_destructive, "{}", names[place]);
+    }
 }
 
 #[test]

@@ -366,7 +366,8 @@ fn described_tool(tool: Tool) -> Value {
             "Keeps one statement in the user's lasting memory. Write it so that it can be understood alone: names instead of \
              pronouns, dates instead of 'yesterday'. Secrets are taken out. Known content is not kept twice.",
             false,
-            false,
+            // With `supersedes` it hides what it replaces.
+            true,
             false,
         ),
         Tool::Recall => (
@@ -428,7 +429,7 @@ fn input(tool: Tool) -> Value {
                 },
                 "valid_from": text(&format!("When it happened or starts to be true ({time}); now when missing.")),
                 "from_outside": described(&json!("boolean"), "It comes from a web page, mail or tool: kept in quarantine."),
-                "supersedes": text("The id of the memory that it replaces."),
+                "supersedes": text("The id of the memory that it replaces: one that an agent told, not the user's own."),
             }),
         ),
         Tool::Recall => object(
@@ -454,7 +455,7 @@ fn input(tool: Tool) -> Value {
             json!({
                 "ids": texts("The memories."),
                 "source": text("Everything from this source, instead of ids."),
-                "purge_now": described(&json!("boolean"), "Wait until the bytes are gone from every file."),
+                "purge_now": described(&json!("boolean"), "Wait a while for the bytes to be gone from every file."),
             }),
         ),
         Tool::Generate => object(
