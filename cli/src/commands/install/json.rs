@@ -161,7 +161,9 @@ pub(super) fn without_entry(former: &str, key: &str, name: &str, dialect: Dialec
     for comment in beside {
         let comment = &former[comment.clone()];
         let end = if comment.starts_with("//") { "\n" } else { "" };
-        text.push_str(&format!(" {}{end}", comment.trim_end()));
+        text.push(' ');
+        text.push_str(comment.trim_end());
+        text.push_str(end);
     }
     // The comment that came last has brought the end of its line.
     text.push_str(if text.ends_with('\n') { rest.strip_prefix('\n').unwrap_or(rest) } else { rest });

@@ -164,8 +164,10 @@ fn names_of_clients_are_made_safe_for_provenance() {
     assert!(provenance(Some(&"é".repeat(500))).len() <= 64);
 }
 
+type Requests = Receiver<Map<String, Value>>;
+
 /// Queues that nobody works on yet, and where their requests come out.
-fn queues() -> (Queues, Receiver<Map<String, Value>>, Receiver<Map<String, Value>>) {
+fn queues() -> (Queues, Requests, Requests) {
     let (memory, memory_requests) = sync_channel(QUEUE);
     let (generate, generate_requests) = sync_channel(GENERATE_QUEUE);
     (Queues { memory, generate }, memory_requests, generate_requests)
