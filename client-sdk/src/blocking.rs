@@ -4,11 +4,11 @@ use mneme_ipc::Method;
 use mneme_ipc::types::{HelloResult, TaskEvent};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::client::{CallOptions, Client as AsyncClient};
+use crate::client::{CallOptions, CancelToken, Client as AsyncClient};
 use crate::error::ClientError;
 use crate::options::ClientOptions;
 
-/// A blocking client. One call at a time.
+/// A blocking client. Threads may share it: their calls run side by side.
 #[derive(Debug)]
 pub struct Client {
     runtime: Runtime,
@@ -36,6 +36,16 @@ impl Client {
     /// Calls a method with options.
     pub fn call_with<M: Method>(&self, params: M::Params, options: CallOptions) -> Result<M::Result, ClientError> {
         self.runtime.block_on(self.inner.call_with::<M>(params, options))
+    }
+
+    /// Calls a method on a connection of its own, until another thread cancels the token; see [`AsyncClient::call_until`].
+    pub fn call_until<M: Method>(
+        &self,
+        params: M::Params,
+        options: CallOptions,
+        cancel: &CancelToken,
+    ) -> Result<M::Result, ClientError> {
+        self.runtime.block_on(self.inner.call_until::<M>(params, options, cancel))
     }
 
     /// Calls a method that streams; `observe` sees every event before the result comes.

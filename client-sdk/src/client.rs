@@ -7,7 +7,7 @@ use std::time::Duration;
 use mneme_base::{Lsn, OpId};
 use mneme_ipc::types::{HelloResult, TaskEvent};
 use mneme_ipc::{ErrorKind, Method, methods};
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::connection::{Connection, EVENTS_MAX, Envelope};
@@ -28,6 +28,35 @@ pub struct CallOptions {
     pub timeout: Option<Duration>,
     /// The answer must have seen this change.
     pub min_lsn: Option<Lsn>,
+}
+
+/// Gives up calls from another thread or task; clones are one. Cancelling is for good.
+#[derive(Debug, Clone)]
+pub struct CancelToken {
+    cancelled: Arc<watch::Sender<bool>>,
+}
+
+impl Default for CancelToken {
+    fn default() -> Self {
+        Self { cancelled: Arc::new(watch::Sender::new(false)) }
+    }
+}
+
+impl CancelToken {
+    /// Gives up every call that was begun with this token, and those that will be.
+    pub fn cancel(&self) {
+        self.cancelled.send_replace(true);
+    }
+
+    /// Whether it was cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        *self.cancelled.borrow()
+    }
+
+    async fn cancelled(&self) {
+        // The sender is ours: it does not go away while we wait.
+        let _ = self.cancelled.subscribe().wait_for(|cancelled| *cancelled).await;
+    }
 }
 
 /// A client of the daemon. Cheap to clone; calls run side by side.
@@ -132,6 +161,29 @@ impl Client {
                 () = &mut timer => return Err(ClientError::Timeout { millis: timeout.as_millis() as u64 }),
             }
         }
+    }
+
+    /// Calls a method on a connection of its own, which is closed when the token is cancelled: the daemon then stops what it can
+    /// stop, a generation within a second.
+    ///
+    /// Errors are those of [`Client::call_with`], and [`ClientError::Cancelled`].
+    pub async fn call_until<M: Method>(
+        &self,
+        params: M::Params,
+        options: CallOptions,
+        cancel: &CancelToken,
+    ) -> Result<M::Result, ClientError> {
+        let alone = Self { options: Arc::clone(&self.options), connection: Arc::default() };
+        let result = tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(ClientError::Cancelled),
+            result = alone.call_with::<M>(params, options) => result,
+        };
+        // Closed here and not whenever a task gets to it: a runtime that runs within calls only might never.
+        if let Some(connection) = alone.connection.lock().await.take().and_then(Arc::into_inner) {
+            connection.close().await;
+        }
+        result
     }
 
     async fn connection(&self) -> Result<Arc<Connection>, ClientError> {

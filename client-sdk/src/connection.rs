@@ -99,6 +99,12 @@ impl Connection {
         Ok(connection)
     }
 
+    /// Closes both directions before it returns: only then does the daemon take the client for gone.
+    pub(crate) async fn close(mut self) {
+        self.reader.abort();
+        let _ = (&mut self.reader).await;
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }

@@ -32,6 +32,9 @@ pub enum ClientError {
         /// The time that was given.
         millis: u64,
     },
+    /// The caller gave the call up. Whether it was carried out is not known.
+    #[error("call was cancelled")]
+    Cancelled,
     /// The daemon answered with an error.
     #[error("{0}")]
     Daemon(ErrorBody),
@@ -63,7 +66,7 @@ impl ClientError {
             Self::Timeout { .. } => Some("see 'mneme status' for what it is doing".into()),
             Self::Protocol { .. } => Some("client and daemon are of different versions; upgrade both".into()),
             Self::Daemon(body) => body.data.hint.clone(),
-            Self::Disconnected | Self::Runtime(_) => None,
+            Self::Disconnected | Self::Cancelled | Self::Runtime(_) => None,
         }
     }
 }

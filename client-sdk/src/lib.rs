@@ -20,7 +20,7 @@ mod connection;
 pub mod error;
 pub mod options;
 
-pub use client::{CallOptions, Client};
+pub use client::{CallOptions, CancelToken, Client};
 pub use error::ClientError;
 pub use mneme_ipc as ipc;
 pub use options::{ClientOptions, default_socket};

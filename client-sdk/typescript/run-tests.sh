@@ -10,4 +10,12 @@ if [ ! -d node_modules ] && ! npm install --silent --no-audit --no-fund --no-pac
     echo "skipped: npm cannot install typescript"
     exit 77
 fi
-exec npm test
+npm test
+# As the README installs it: `prepare` builds it, and another program's folder has it by its name.
+rm -rf dist
+npm run --silent prepare
+program=$(mktemp -d)
+trap 'rm -rf "$program"' EXIT
+printf '{"private": true, "type": "module"}' >"$program/package.json"
+npm install --silent --no-audit --no-fund --no-package-lock --prefix "$program" "$(pwd)"
+(cd "$program" && node --input-type=module -e 'import { Client } from "mneme"; await new Client().close();')

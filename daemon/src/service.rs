@@ -8,6 +8,8 @@ mod evolution;
 mod generation;
 mod memory;
 mod tasks;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -321,13 +321,27 @@ pub fn memory_id(now: Timestamp, op_id: OpId, lsn: u64) -> MemoryId {
     MemoryId::from_bytes(bytes)
 }
 
-/// Whether a memory of one trust may take the place of a memory of another: what nobody vouches for replaces nothing that
-/// somebody does.
+/// Whether a memory of one trust may take the place of a memory of another. What is replaced is hidden: what is trusted less hides
+/// nothing that is trusted more, so that an agent that was misled cannot make the user's own word go away.
 pub fn may_supersede(new: TrustTier, old: TrustTier) -> Result<(), Refusal> {
-    if new == TrustTier::Untrusted && old > TrustTier::Untrusted {
-        return Err(invalid("provenance.trust", "untrusted may not replace a memory that is trusted".into()));
+    if new < old {
+        let (new, old) = (name_of(new), name_of(old));
+        let problem = format!("{new} may not replace a memory of trust {old}; remember it beside that one");
+        return Err(invalid("provenance.trust", problem));
     }
     Ok(())
+}
+
+/// A trust as it is written on the wire.
+const fn name_of(trust: TrustTier) -> &'static str {
+    match trust {
+        TrustTier::Untrusted => "untrusted",
+        TrustTier::Reported => "reported",
+        TrustTier::Observed => "observed",
+        TrustTier::User => "user",
+        // A tier of a later version.
+        _ => "unknown",
+    }
 }
 
 /// Checks the ids of a forget.

@@ -64,7 +64,7 @@ describe("session hooks", () => {
 
   test("an answer's end remembers question and answer once, revocable as a whole", async () => {
     const path = join(daemon.folder, "transcript.jsonl");
-    const entry = (type, uuid, content) => JSON.stringify({ type, uuid, sessionId: "s2", timestamp: "2026-11-24T08:00:00Z", message: { role: type, content } });
+    const entry = (type, uuid, content) => JSON.stringify({ type, uuid, sessionId: "s2", timestamp: new Date().toISOString(), message: { role: type, content } });
     writeFileSync(path, `${[
       entry("user", "0190a000-0000-7000-8000-000000000001", "Where do we keep the spare key of the shed?"),
       entry("assistant", "0190a000-0000-7000-8000-000000000002", [{ type: "text", text: "Under the third flower pot on the left." }]),
@@ -77,6 +77,20 @@ describe("session hooks", () => {
     assert.deepEqual(kept.map((memory) => [memory.evidence, memory.origin.trust, memory.origin.source]), Array(2).fill([0, "reported", "hook:claude-code"]));
     const forgotten = await daemon.call("memory.forget", { select: { source: "hook:claude-code" } });
     assert.equal(forgotten.ids.length, 2);
+  });
+
+  test("what was said before the daemon's memory of names reaches is not sent again", async () => {
+    const path = join(daemon.folder, "old.jsonl");
+    const entry = (uuid, timestamp, content) => JSON.stringify({ type: "user", uuid, sessionId: "s3", timestamp, message: { role: "user", content } });
+    writeFileSync(path, `${[
+      entry("0190a000-0000-7000-8000-000000000003", new Date(Date.now() - 2 * 3_600_000).toISOString(), "The old otter lives behind the mill."),
+      entry("0190a000-0000-7000-8000-000000000004", new Date().toISOString(), "The new otter lives behind the shed."),
+    ].join("\n")}\n`);
+    const told = { session_id: "s3", transcript_path: path, hook_event_name: "SessionEnd" };
+    assert.deepEqual(await hook(daemon, "session-end", told), { code: 0, out: "", err: "" });
+    const found = await daemon.call("memory.recall", { query: "where does the otter live", namespaces: ["sessions"] });
+    const kept = found.hits.map((hit) => hit.memory).filter((memory) => memory.thread === "s3");
+    assert.deepEqual(kept.map((memory) => memory.text), ["The new otter lives behind the shed."]);
   });
 
   test("nonsense, a missing transcript and an editor that never closes its end are no failures", async () => {

@@ -185,6 +185,21 @@ describe("the page in a browser", { skip: browserProgram() ? false : "no Chromiu
     await page.waitForSelector("#side .hit");
   });
 
+  test("the map marks what answers in every namespace, however many there are", async () => {
+    const names = Array.from({ length: 65 }, (_, place) => `drawer-${String(place).padStart(2, "0")}`);
+    const told = names.map((namespace) => ({ text: `the otter of ${namespace} sleeps`, namespace, trust: "user" }));
+    await daemon.call("memory.import", { memories: told });
+    for (const [question, text] of [["otter drawer-00", told[0].text], ["otter drawer-64", told[64].text]]) {
+      await view("memory");
+      await view("map");
+      await page.waitForSelector("#map canvas[data-points]");
+      await page.fill("main input[type=search]", question);
+      await page.click("main button");
+      await page.waitForSelector("#side .hit");
+      assert.ok((await page.locator("#side .hit .text").allTextContents()).includes(text), question);
+    }
+  });
+
   test("the canvas crystallises live and ends with its uncertainty as colour", async () => {
     await view("canvas");
     await page.evaluate(() => {

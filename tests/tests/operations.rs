@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics, in its helpers too")]
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -72,6 +74,47 @@ fn an_export_that_is_imported_again_revives_nothing_that_was_replaced() {
     assert_eq!((&said["imported"], &said["duplicates"], &said["superseded"]), (&json!(0), &json!(1), &json!(1)));
     assert_eq!(client.ok("memory.stats", json!({}))["memories"], 1);
     daemon.stop();
+}
+
+/// Answers a greeting and one page of an export as a daemon did, promises another page, and is gone.
+fn die_after_a_page(listener: &UnixListener, hello: &Value, page: &Value) {
+    let mut reader = BufReader::new(listener.accept().unwrap().0);
+    for result in [hello, page] {
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        let request: Value = serde_json::from_str(&line).unwrap();
+        writeln!(reader.get_mut(), "{}", json!({"jsonrpc": "2.0", "id": request["id"], "result": result})).unwrap();
+    }
+}
+
+#[test]
+fn an_export_that_breaks_off_leaves_the_former_one_and_no_draft() {
+    let folder = tempfile::tempdir().unwrap();
+    let setup = Setup::new(MNEMED, folder.path());
+    let daemon = setup.start();
+    let mut client = daemon.client();
+    client.ok("memory.remember", json!({"text": "the boat leaves at noon"}));
+    let exports = folder.path().join("exports");
+    fs_err::create_dir(&exports).unwrap();
+    let file = exports.join("memories.jsonl");
+    assert!(mneme(&setup, &["export", file.to_str().unwrap()]).status.success());
+    let former = fs_err::read_to_string(&file).unwrap();
+    client.ok("memory.remember", json!({"text": "the train leaves at one"}));
+    let mut page = client.ok("memory.export", json!({}));
+    page["next"] = page["memories"][1]["id"].clone();
+    let hello = daemon.connect().ok("hello", json!({"protocol": 1, "client": "test"}));
+    daemon.stop();
+    let socket = folder.path().join("dying.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let dying = std::thread::spawn(move || die_after_a_page(&listener, &hello, &page));
+    let broken = Command::new(MNEME)
+        .args(["--socket", socket.to_str().unwrap(), "--timeout", "1", "export", file.to_str().unwrap()])
+        .output()
+        .unwrap();
+    dying.join().unwrap();
+    assert!(!broken.status.success(), "{broken:?}");
+    assert_eq!(fs_err::read_to_string(&file).unwrap(), former);
+    assert_eq!(fs_err::read_dir(&exports).unwrap().count(), 1, "no draft is left");
 }
 
 #[test]

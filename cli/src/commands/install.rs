@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
+use self::json::Dialect;
 use super::Session;
 use crate::args::{InstallArgs, McpClient, UninstallArgs};
 use crate::error::CommandError;
@@ -31,8 +32,8 @@ enum Change {
 /// How a client writes its servers down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
-    /// JSON with the servers under this key; and whether each names its transport.
-    Json { key: &'static str, typed: bool },
+    /// JSON, as this client reads it, with the servers under this key; and whether each names its transport.
+    Json { key: &'static str, typed: bool, dialect: Dialect },
     /// TOML tables `[mcp_servers.name]`.
     Toml,
 }
@@ -47,9 +48,11 @@ struct Start {
 impl McpClient {
     const fn form(self) -> Form {
         match self {
-            Self::ClaudeCode => Form::Json { key: "mcpServers", typed: true },
-            Self::ClaudeDesktop | Self::Cursor => Form::Json { key: "mcpServers", typed: false },
-            Self::Vscode => Form::Json { key: "servers", typed: true },
+            Self::ClaudeCode => Form::Json { key: "mcpServers", typed: true, dialect: Dialect::Strict },
+            Self::ClaudeDesktop | Self::Cursor => {
+                Form::Json { key: "mcpServers", typed: false, dialect: Dialect::Strict }
+            }
+            Self::Vscode => Form::Json { key: "servers", typed: true, dialect: Dialect::Comments },
             Self::Codex => Form::Toml,
         }
     }
@@ -66,8 +69,11 @@ impl McpClient {
     }
 
     /// Where Claude Code keeps its hooks.
-    fn settings(home: &Path, project: bool) -> PathBuf {
-        if project { ".claude/settings.json".into() } else { home.join(".claude/settings.json") }
+    fn settings(home: &Path, project: bool) -> Result<PathBuf, CommandError> {
+        if project {
+            return Ok(".claude/settings.json".into());
+        }
+        Ok(named_folder("CLAUDE_CONFIG_DIR")?.unwrap_or_else(|| home.join(".claude")).join("settings.json"))
     }
 
     /// The file below the home folder, or below a project.
@@ -87,17 +93,29 @@ impl McpClient {
             folder_of("XDG_CONFIG_HOME").unwrap_or_else(|| home.join(".config"))
         };
         Ok(match self {
-            Self::ClaudeCode => home.join(".claude.json"),
+            Self::ClaudeCode => {
+                named_folder("CLAUDE_CONFIG_DIR")?.unwrap_or_else(|| home.to_owned()).join(".claude.json")
+            }
             Self::ClaudeDesktop => settings.join("Claude/claude_desktop_config.json"),
             Self::Cursor => home.join(".cursor/mcp.json"),
             Self::Vscode => settings.join("Code/User/mcp.json"),
-            Self::Codex => folder_of("CODEX_HOME").unwrap_or_else(|| home.join(".codex")).join("config.toml"),
+            Self::Codex => named_folder("CODEX_HOME")?.unwrap_or_else(|| home.join(".codex")).join("config.toml"),
         })
     }
 }
 
 fn folder_of(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+/// The folder that a client's own variable names. A relative one means another folder wherever the client is started.
+fn named_folder(variable: &str) -> Result<Option<PathBuf>, CommandError> {
+    match std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from) {
+        Some(folder) if !folder.is_absolute() => {
+            Err(CommandError::usage(format!("{variable} is {}, which is not an absolute path", folder.display())))
+        }
+        folder => Ok(folder),
+    }
 }
 
 /// Adds the server, and the hooks when they are asked for.
@@ -125,7 +143,7 @@ pub(super) fn run(session: &Session, args: InstallArgs) -> Result<(), CommandErr
         changed(form, former, &start)
     })?];
     if args.hooks {
-        let settings = McpClient::settings(&home, args.project);
+        let settings = McpClient::settings(&home, args.project)?;
         files.push(apply(session, &settings, args.yes, |former| hooks::changed(former, Some(&hook)))?);
     }
     tell(session, &files, "start the client again to use it")
@@ -138,7 +156,7 @@ pub(super) fn uninstall(session: &Session, args: &UninstallArgs) -> Result<(), C
     let mut files =
         vec![apply(session, &args.client.file(&home, args.project)?, args.yes, |former| without(form, former))?];
     if args.client.check_hooks().is_ok() {
-        let settings = McpClient::settings(&home, args.project);
+        let settings = McpClient::settings(&home, args.project)?;
         files.push(apply(session, &settings, args.yes, |former| hooks::changed(former, None))?);
     }
     tell(session, &files, "memories stay; 'mneme forget' is for them")
@@ -151,8 +169,7 @@ fn apply(
     yes: bool,
     change: impl FnOnce(&str) -> Result<Change, CommandError>,
 ) -> Result<Value, CommandError> {
-    // A link to a file that is kept elsewhere stays a link.
-    let file = file.canonicalize().unwrap_or_else(|_| file.to_owned());
+    let file = target(file)?;
     let former = read(&file)?;
     let changed = change(former.as_deref().unwrap_or_default()).map_err(|error| {
         let hint = error.hint();
@@ -178,6 +195,19 @@ fn apply(
     }
     let backup = store(&file, former.is_some(), &text)?;
     Ok(json!({"file": file, "changed": true, "backup": backup}))
+}
+
+/// The file that is written: a link to one that is kept elsewhere stays a link.
+fn target(file: &Path) -> Result<PathBuf, CommandError> {
+    match file.canonicalize() {
+        Ok(found) => Ok(found),
+        // What it names may be on a disk that is not mounted: a plain file in its place would hide it.
+        Err(_) if file.is_symlink() => Err(CommandError::Usage {
+            problem: format!("{} is a link to a file that is not there; nothing was written", file.display()),
+            hint: Some("mend the link, or remove it".into()),
+        }),
+        Err(_) => Ok(file.to_owned()),
+    }
 }
 
 fn tell(session: &Session, files: &[Value], next: &str) -> Result<(), CommandError> {
@@ -210,18 +240,17 @@ impl Change {
 /// The text of a configuration with the server in it.
 fn changed(form: Form, former: &str, start: &Start) -> Result<Change, CommandError> {
     match form {
-        Form::Json { key, typed } => {
+        Form::Json { key, typed, dialect } => {
             let mut entry = serde_json::Map::new();
             if typed {
                 entry.insert("type".into(), json!("stdio"));
             }
             entry.insert("command".into(), json!(start.command));
             entry.insert("args".into(), json!(start.arguments));
-            let text =
-                json::with_entry(former, key, NAME, &Value::Object(entry)).map_err(|problem| CommandError::Usage {
-                    problem,
-                    hint: Some("mend the file, or add by hand what 'mneme install ... --print' shows".into()),
-                })?;
+            let text = json::with_entry(former, key, NAME, &Value::Object(entry), dialect).map_err(|problem| {
+                let hint = "mend the file, or add by hand what 'mneme install ... --print' shows";
+                CommandError::Usage { problem, hint: Some(hint.into()) }
+            })?;
             Ok(text.map_or(Change::None, Change::Write))
         }
         Form::Toml => with_table(former, start),
@@ -231,8 +260,8 @@ fn changed(form: Form, former: &str, start: &Start) -> Result<Change, CommandErr
 /// The text of a configuration without the server.
 fn without(form: Form, former: &str) -> Result<Change, CommandError> {
     match form {
-        Form::Json { key, .. } => {
-            let text = json::without_entry(former, key, NAME).map_err(CommandError::usage)?;
+        Form::Json { key, dialect, .. } => {
+            let text = json::without_entry(former, key, NAME, dialect).map_err(CommandError::usage)?;
             Ok(text.map_or(Change::None, Change::Write))
         }
         Form::Toml => {
@@ -470,7 +499,10 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_read_is_left_alone() {
         for former in ["{", "[]", "{\"mcpServers\": 1}", "{\"mcpServers\": {},}", "// comment\n{}", "{} {}"] {
-            assert!(changed(McpClient::Cursor.form(), former, &start()).is_err(), "{former}");
+            assert!(changed(McpClient::ClaudeDesktop.form(), former, &start()).is_err(), "{former}");
+        }
+        for former in ["{", "[]", "{\"servers\": 1}", "{} {}", "/* {}"] {
+            assert!(changed(McpClient::Vscode.form(), former, &start()).is_err(), "{former}");
         }
         for former in ["a = ", "mcp_servers = 1", "[mcp_servers]\nmneme = 1"] {
             assert!(changed(McpClient::Codex.form(), former, &start()).is_err(), "{former}");
@@ -486,6 +518,45 @@ mod tests {
         assert_eq!(fs_err::read_to_string(&file).unwrap(), "second");
         assert_eq!(fs_err::read_to_string(backup).unwrap(), "first");
         assert_eq!(fs_err::read_dir(folder.path().join("deep")).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_link_is_followed_and_one_that_leads_nowhere_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().canonicalize().unwrap();
+        let (link, file) = (folder.join("link.json"), folder.join("dotfiles.json"));
+        assert_eq!(target(&file).unwrap(), file, "what is not there yet is written");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        assert!(target(&link).unwrap_err().to_string().contains("is a link to a file that is not there"));
+        fs_err::write(&file, "{}").unwrap();
+        assert_eq!(target(&link).unwrap(), file);
+    }
+
+    #[test]
+    fn a_file_that_changed_while_the_question_stood_there_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("mcp.json");
+        let session = Session {
+            out: crate::output::Output::new(true),
+            options: mneme_client_sdk::ClientOptions::new("test"),
+            timeout: std::time::Duration::from_secs(1),
+        };
+        for (former, meanwhile) in [(Some("{}"), Some("{\"a\": 1}")), (None, Some("{}")), (Some("{}"), None)] {
+            let _ = fs_err::remove_file(&file);
+            if let Some(former) = former {
+                fs_err::write(&file, former).unwrap();
+            }
+            let told = apply(&session, &file, true, |_| {
+                match meanwhile {
+                    Some(text) => fs_err::write(&file, text).unwrap(),
+                    None => fs_err::remove_file(&file).unwrap(),
+                }
+                Ok(Change::Write("ours".into()))
+            });
+            assert!(told.unwrap_err().to_string().contains("was changed meanwhile"));
+            assert_eq!(fs_err::read_to_string(&file).ok().as_deref(), meanwhile);
+        }
+        assert!(fs_err::read_dir(folder.path()).unwrap().count() <= 1, "neither draft nor copy is left");
     }
 
     #[test]

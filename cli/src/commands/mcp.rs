@@ -2,7 +2,8 @@
 //!
 //! Speaks revision 2026-07-28 (no handshake: every request carries its version in `_meta`) and the revisions with
 //! `initialize` before it. Which one a request is in is read from the request alone. Requests are answered by a few
-//! threads, so that a long generation does not hold up a recall.
+//! threads; generations have threads of their own, so that a long one does not hold up a recall, and a connection of their own,
+//! so that a cancelled one is cancelled in the daemon too.
 
 mod context;
 mod tools;
@@ -10,12 +11,13 @@ mod tools;
 use std::collections::HashMap;
 use std::io::{BufRead, Read as _, Write};
 use std::process::ExitCode;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mneme_client_sdk::blocking::Client;
-use mneme_client_sdk::{ClientError, ClientOptions};
+use mneme_client_sdk::{CancelToken, ClientError, ClientOptions};
+use mneme_ipc::ErrorKind;
 use serde_json::{Map, Value, json};
 
 use super::Session;
@@ -24,13 +26,18 @@ use crate::error::CommandError;
 /// The revision without a handshake.
 const MODERN: &str = "2026-07-28";
 /// Revisions with a handshake, newest first.
-const HANDSHAKE: [&str; 4] = ["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"];
+/// 2025-03-26 is left out: its servers have to take batches.
+const HANDSHAKE: [&str; 3] = ["2025-11-25", "2025-06-18", "2024-11-05"];
 /// A longer line is refused before it is read whole (bytes): twice the daemon's longest request.
 const LINE_BYTES_MAX: u64 = 8 << 20;
-/// Requests that are dealt with at once; a client waits for few.
+/// Requests of the memory that are dealt with at once; a client waits for few.
 const THREADS: usize = 4;
-/// Requests that wait for a thread; then reading waits.
+/// Requests of the memory that wait for a thread; then reading waits, for seconds at most.
 const QUEUE: usize = 64;
+/// Generations that are under way at once: the engine makes one at a time, and the next is to be there when it ends.
+const GENERATE_THREADS: usize = 2;
+/// Generations that wait for a thread; further ones are refused, for reading must not wait for minutes.
+const GENERATE_QUEUE: usize = 16;
 /// Client names that have a connection of their own at once: one process serves one client, mostly.
 const CLIENTS_MAX: usize = 8;
 /// The longest name of a client that the daemon takes (bytes), less `mcp:`.
@@ -42,6 +49,11 @@ const PARSE_ERROR: i64 = -32700;
 const INVALID_REQUEST: i64 = -32600;
 const METHOD_NOT_FOUND: i64 = -32601;
 const INVALID_PARAMS: i64 = -32602;
+const INTERNAL_ERROR: i64 = -32603;
+/// Of the revisions with a handshake: the resource does not exist.
+const RESOURCE_NOT_FOUND: i64 = -32002;
+/// Ours, in the range that JSON-RPC leaves to servers: there is no room for the request now.
+const BUSY: i64 = -32000;
 /// Of revision 2026-07-28: the request is in a version that is not spoken here.
 const UNSUPPORTED_VERSION: i64 = -32022;
 
@@ -77,8 +89,14 @@ struct Server {
     clients: Mutex<HashMap<String, Arc<Client>>>,
     /// The name that `initialize` gave; `None` before it.
     greeted: Mutex<Option<String>>,
-    /// Requests that a thread has or will have, and whether the client has cancelled them: then they get no answer.
-    under_way: Mutex<HashMap<String, bool>>,
+    /// Requests that a thread has or will have, by id. What the client has cancelled gets no answer.
+    under_way: Mutex<HashMap<String, CancelToken>>,
+}
+
+/// Where requests wait for their threads.
+struct Queues {
+    memory: SyncSender<Map<String, Value>>,
+    generate: SyncSender<Map<String, Value>>,
 }
 
 /// Serves until standard input ends.
@@ -96,24 +114,24 @@ impl Server {
     /// Reads requests and answers them; returns when the input ends and everything begun is answered.
     fn serve<W: Write + Send>(&self, input: &mut impl BufRead, output: W) -> Result<(), CommandError> {
         let output = Mutex::new(output);
-        let (sender, receiver) = sync_channel::<Map<String, Value>>(QUEUE);
-        let receiver = Mutex::new(receiver);
+        let (memory, memory_requests) = sync_channel(QUEUE);
+        let (generate, generate_requests) = sync_channel(GENERATE_QUEUE);
+        let (memory_requests, generate_requests) = (Mutex::new(memory_requests), Mutex::new(generate_requests));
+        let queues = Queues { memory, generate };
         std::thread::scope(|scope| {
             for _ in 0..THREADS {
-                scope.spawn(|| self.work(&receiver, &output));
+                scope.spawn(|| self.work(&memory_requests, &output));
             }
-            let read = self.read(input, &sender, &output);
-            drop(sender);
+            for _ in 0..GENERATE_THREADS {
+                scope.spawn(|| self.work(&generate_requests, &output));
+            }
+            let read = self.read(input, &queues, &output);
+            drop(queues);
             read
         })
     }
 
-    fn read<W: Write>(
-        &self,
-        input: &mut impl BufRead,
-        sender: &SyncSender<Map<String, Value>>,
-        output: &Mutex<W>,
-    ) -> Result<(), CommandError> {
+    fn read<W: Write>(&self, input: &mut impl BufRead, queues: &Queues, output: &Mutex<W>) -> Result<(), CommandError> {
         let mut line = Vec::new();
         loop {
             line.clear();
@@ -137,7 +155,7 @@ impl Server {
                 continue;
             }
             match serde_json::from_slice(text) {
-                Ok(Value::Object(request)) => self.sort(request, sender, output)?,
+                Ok(Value::Object(request)) => self.sort(request, queues, output)?,
                 Ok(_) => {
                     let refusal = Refusal::new(INVALID_REQUEST, "request is not an object; batches are not taken");
                     write(output, &failure(&Value::Null, refusal))?;
@@ -154,7 +172,7 @@ impl Server {
     fn sort<W: Write>(
         &self,
         request: Map<String, Value>,
-        sender: &SyncSender<Map<String, Value>>,
+        queues: &Queues,
         output: &Mutex<W>,
     ) -> Result<(), CommandError> {
         let Some(method) = request.get("method").and_then(Value::as_str) else {
@@ -169,7 +187,9 @@ impl Server {
             let id = request.get("params").and_then(|params| params.get("requestId"));
             if let (Some(id), "notifications/cancelled") = (id, method) {
                 // What was answered already, or never asked, is not under way and leaves no trace.
-                lock(&self.under_way).entry(id.to_string()).and_modify(|cancelled| *cancelled = true);
+                if let Some(token) = lock(&self.under_way).get(&id.to_string()) {
+                    token.cancel();
+                }
             }
             return Ok(());
         }
@@ -178,12 +198,30 @@ impl Server {
             return write(output, &failure(&Value::Null, refusal));
         }
         if matches!(method, "tools/call" | "resources/read") {
-            lock(&self.under_way).insert(request.get("id").map(Value::to_string).unwrap_or_default(), false);
+            return self.queue(request, queues, output);
+        }
+        write(output, &self.respond(&request, &CancelToken::default()))
+    }
+
+    fn queue<W: Write>(
+        &self,
+        request: Map<String, Value>,
+        queues: &Queues,
+        output: &Mutex<W>,
+    ) -> Result<(), CommandError> {
+        let id = request.get("id").cloned().unwrap_or(Value::Null);
+        lock(&self.under_way).insert(id.to_string(), CancelToken::default());
+        if !is_generation(&request) {
             // The threads live as long as the sender.
-            let _ = sender.send(request);
+            let _ = queues.memory.send(request);
             return Ok(());
         }
-        write(output, &self.respond(&request))
+        if let Err(TrySendError::Full(_)) = queues.generate.try_send(request) {
+            lock(&self.under_way).remove(&id.to_string());
+            let message = format!("{GENERATE_QUEUE} generations wait already; send it again when one has ended");
+            return write(output, &failure(&id, Refusal::new(BUSY, message)));
+        }
+        Ok(())
     }
 
     fn work<W: Write>(&self, receiver: &Mutex<Receiver<Map<String, Value>>>, output: &Mutex<W>) {
@@ -191,10 +229,10 @@ impl Server {
             let next = lock(receiver).recv();
             let Ok(request) = next else { return };
             let id = request.get("id").map(Value::to_string).unwrap_or_default();
-            let cancelled = lock(&self.under_way).get(&id).copied().unwrap_or_default();
-            let response = (!cancelled).then(|| self.respond(&request));
-            let cancelled = lock(&self.under_way).remove(&id).unwrap_or_default();
-            let answer = response.filter(|_| !cancelled);
+            let cancel = lock(&self.under_way).get(&id).cloned().unwrap_or_default();
+            let response = (!cancel.is_cancelled()).then(|| self.respond(&request, &cancel));
+            lock(&self.under_way).remove(&id);
+            let answer = response.filter(|_| !cancel.is_cancelled());
             if answer.is_some_and(|answer| write(output, &answer).is_err()) {
                 // Nobody listens any more; the input ends soon too.
                 return;
@@ -202,15 +240,15 @@ impl Server {
         }
     }
 
-    fn respond(&self, request: &Map<String, Value>) -> Value {
+    fn respond(&self, request: &Map<String, Value>, cancel: &CancelToken) -> Value {
         let id = request.get("id").unwrap_or(&Value::Null);
-        match self.answer(request) {
+        match self.answer(request, cancel) {
             Ok(result) => json!({"jsonrpc": "2.0", "id": id, "result": result}),
             Err(refusal) => failure(id, refusal),
         }
     }
 
-    fn answer(&self, request: &Map<String, Value>) -> Result<Value, Refusal> {
+    fn answer(&self, request: &Map<String, Value>, cancel: &CancelToken) -> Result<Value, Refusal> {
         if request.get("jsonrpc").and_then(Value::as_str) != Some("2.0") {
             return Err(Refusal::new(INVALID_REQUEST, "jsonrpc is not \"2.0\""));
         }
@@ -233,7 +271,7 @@ impl Server {
                 "cacheScope": "public",
             }),
             "tools/list" => listed("tools", tools::list(), era),
-            "tools/call" => self.call_tool(params, &name)?,
+            "tools/call" => self.call_tool(params, &name, cancel)?,
             "resources/list" => listed("resources", context::resources(), era),
             "resources/templates/list" => listed("resourceTemplates", context::templates(), era),
             "resources/read" => self.read_resource(params, &name, era)?,
@@ -284,7 +322,7 @@ impl Server {
         })
     }
 
-    fn call_tool(&self, params: &Map<String, Value>, client: &str) -> Result<Value, Refusal> {
+    fn call_tool(&self, params: &Map<String, Value>, client: &str, cancel: &CancelToken) -> Result<Value, Refusal> {
         let Some(name) = params.get("name").and_then(Value::as_str) else {
             return Err(Refusal::new(INVALID_PARAMS, "params has no name"));
         };
@@ -293,7 +331,7 @@ impl Server {
         let arguments = params.get("arguments").cloned().unwrap_or_else(|| json!({}));
         let called = tool.parse(arguments).map_err(|problem| (problem, None)).and_then(|call| {
             let client = self.client(client).map_err(told)?;
-            call.run(&client, self.timeout).map_err(told)
+            call.run(&client, self.timeout, cancel).map_err(told)
         });
         // A failed tool is a result, so that the model reads what is wrong and what to do.
         Ok(match called {
@@ -314,12 +352,22 @@ impl Server {
         let Some(uri) = params.get("uri").and_then(Value::as_str) else {
             return Err(Refusal::new(INVALID_PARAMS, "params has no uri"));
         };
-        let wanted = context::Wanted::of(uri)
-            .ok_or_else(|| Refusal::new(INVALID_PARAMS, format!("resource {uri:?} does not exist")))?;
+        let missing = || Refusal {
+            code: match era {
+                Era::Handshake => RESOURCE_NOT_FOUND,
+                Era::Modern => INVALID_PARAMS,
+            },
+            message: format!("resource {uri:?} does not exist"),
+            data: Some(json!({ "uri": uri })),
+        };
+        let wanted = context::Wanted::of(uri).ok_or_else(missing)?;
         let read = self.client(client).and_then(|client| wanted.read(&client, tools::patience(self.timeout)));
         let text = read.map_err(|error| {
+            if error.kind() == Some(ErrorKind::NotFound) {
+                return missing();
+            }
             let (message, hint) = told(error);
-            Refusal { code: -32603, message, data: hint.map(|hint| json!({"hint": hint})) }
+            Refusal { code: INTERNAL_ERROR, message, data: hint.map(|hint| json!({"hint": hint})) }
         })?;
         let mut result = json!({"contents": [{"uri": uri, "mimeType": "application/json", "text": text.to_string()}]});
         if let (Era::Modern, Some(members)) = (era, result.as_object_mut()) {
@@ -345,6 +393,13 @@ impl Server {
         clients.insert(name.to_owned(), Arc::clone(&client));
         Ok(client)
     }
+}
+
+/// Whether a request may take minutes.
+fn is_generation(request: &Map<String, Value>) -> bool {
+    let tool = request.get("params").and_then(|params| params.get("name")).and_then(Value::as_str);
+    request.get("method").and_then(Value::as_str) == Some("tools/call")
+        && tool.and_then(tools::Tool::of) == Some(tools::Tool::Generate)
 }
 
 /// An error with its hint, for a reader.

@@ -53,7 +53,7 @@ def test_every_tool_works(program: str, shared_daemon: Daemon, namespace: str, m
         assert [tool.name for tool in tools] == ["remember", "recall", "forget", "generate", "feedback", "status"]
         hints = {tool.name: tool.annotations for tool in tools}
         assert hints["recall"].read_only_hint and hints["forget"].destructive_hint
-        assert hints["remember"].destructive_hint is False
+        assert hints["remember"].destructive_hint, "supersedes hides what it replaces"
 
         kept = await call(client, "remember", text="Ada drinks tea at four", namespace=namespace, kind="fact")
         again = await call(client, "remember", text="Ada drinks tea at four", namespace=namespace, kind="fact")

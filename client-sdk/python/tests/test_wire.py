@@ -6,6 +6,8 @@ import asyncio
 import importlib.util
 import json
 import re
+import socket
+import tempfile
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
@@ -247,6 +249,60 @@ def test_the_generated_files_are_those_of_the_protocol_page() -> None:
     spec.loader.exec_module(generate)
     for path, text in generate.outputs().items():
         assert path.read_text(encoding="utf-8") == text, f"run tools/generate.py: {path.name} is older than PROTOCOL.md"
+
+
+def test_a_stream_that_is_not_read_is_left_in_the_daemon() -> None:
+    told = {"task": "t", "sequence": 0, "event": {"type": "started", "from_the_future": "x" * 4096}}
+    events = (json.dumps({"jsonrpc": "2.0", "method": "task.event", "params": told}).encode() + b"\n") * 4096
+    writers: List[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = json.loads(await reader.readline())
+        writer.write(json.dumps({"jsonrpc": "2.0", "id": request["id"], "result": HELLO}).encode() + b"\n")
+        await reader.readline()
+        writer.write(events)
+        writers.append(writer)
+
+    async def scenario(path: Path) -> None:
+        server = await asyncio.start_unix_server(serve, path)
+        client = mneme.AsyncClient(path)
+        stream = client.generate_stream("x")
+        await stream.__anext__()
+        # What is taken is taken within a moment: there is nothing else to do.
+        for _ in range(100):
+            await asyncio.sleep(0.01)
+            assert writers[0].transport.get_write_buffer_size() > len(events) // 2, "the client keeps it all"
+        for _ in range(1_000):
+            assert isinstance(await stream.__anext__(), mneme.TaskEvent), "reading goes on when the caller does"
+        await stream.aclose()  # type: ignore[attr-defined]
+        server.close()
+
+    with tempfile.TemporaryDirectory(prefix="mneme-") as folder:
+        asyncio.run(asyncio.wait_for(scenario(Path(folder) / "s"), 60))
+
+
+def test_a_long_answer_is_read_whole() -> None:
+    long = {"result": {**DONE["result"], "id": "m" * (1 << 20)}}
+    with ScriptedDaemon(lambda request, count: long) as daemon:
+        assert len(_async(daemon).id) == len(_sync(daemon).id) == 1 << 20
+
+
+def test_a_daemon_that_does_not_greet_is_told_with_the_time_that_it_had() -> None:
+    with tempfile.TemporaryDirectory(prefix="mneme-") as folder, socket.socket(socket.AF_UNIX) as listener:
+        path = Path(folder) / "s"
+        listener.bind(str(path))
+        listener.listen()
+        for timeout, told in ((30.0, "within 0.2 s"), (0.1, "within 0.1 s")):
+            with mneme.Client(path, connect_timeout=0.2, timeout=timeout) as client:
+                with pytest.raises(errors.DeadlineExceeded, match=told):
+                    client.remember("tea")
+
+            async def scenario() -> None:
+                async with mneme.AsyncClient(path, connect_timeout=0.2, timeout=timeout) as client:
+                    await client.remember("tea")
+
+            with pytest.raises(errors.DeadlineExceeded, match=told):
+                asyncio.run(scenario())
 
 
 def test_parameters_that_were_not_given_are_not_sent() -> None:

@@ -1,5 +1,7 @@
 //! Methods of the memory: remember, recall, forget, and moving memories in and out.
 
+use std::time::Duration;
+
 use mneme_actors::RecallAsk;
 use mneme_base::{Lsn, OpId};
 use mneme_ipc::types as wire;
@@ -25,6 +27,15 @@ const EXPORT_STEP: usize = 32;
 
 fn bytes_of(memory: &Memory) -> usize {
     memory.text.len() + memory.metadata.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>()
+}
+
+/// What follows a forget is waited for until so long before the caller's deadline, or a quarter of the time that is left if that
+/// is less: the caller is to hear that what it named is forgotten.
+const FORGET_MARGIN: Duration = Duration::from_secs(1);
+
+/// Until when the retiring of adapters and the purge are waited for.
+fn wait_until(now: Instant, deadline: Instant) -> Instant {
+    deadline - FORGET_MARGIN.min(deadline.saturating_duration_since(now) / 4)
 }
 
 /// Points of a map that does not say how many.
@@ -112,8 +123,10 @@ impl Service {
         else {
             return Err(unexpected());
         };
+        // Forgotten it is: what follows must not make a failure of that.
+        let until = wait_until(Instant::now(), context.deadline);
         // Adapters first: a purge that is told of covers what was made from the memories too.
-        let retired = self.system.evolution.forgotten(receipt.ids.clone(), context.deadline).await;
+        let retired = self.system.evolution.forgotten(receipt.ids.clone(), until).await;
         let adapters_retired = match &retired {
             Ok(adapters) => adapters.iter().map(ToString::to_string).collect(),
             Err(error) => {
@@ -123,7 +136,6 @@ impl Service {
         };
         let mut purged_at = receipt.purged_at;
         if params.purge_now && purged_at.is_none() {
-            let until = context.deadline;
             match (self.system.memory.maintain(MaintenanceTask::Purge, until).await, &retired) {
                 (Ok(_), Ok(_)) => purged_at = Some(self.clock.now()),
                 // An adapter may still hold what it learned: that is not purged.

@@ -324,7 +324,7 @@ params! {
     ForgetParams {
         /// Which.
         select: Selector,
-        /// Wait until the bytes are gone from every file.
+        /// Wait until the bytes are gone from every file, or until the deadline is near: then `purged_at` is missing.
         #[serde(default)]
         purge_now: bool,
     }

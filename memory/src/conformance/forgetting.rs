@@ -81,11 +81,12 @@ fn what_was_forgotten_can_be_remembered_anew(world: &World<'_>) {
 fn revoking_a_source_brings_back_what_it_displaced(world: &World<'_>) {
     let space = world.namespace();
     let source = format!("agent:{}", world.number());
-    let truth = world.note(&space, "the meeting is on Monday");
-    let by = NewMemory {
-        provenance: from(&source, TrustTier::Reported),
-        ..NewMemory::note(space.clone(), "the meeting is on Friday", "test")
+    let told = |source: &str, text: &str| NewMemory {
+        provenance: from(source, TrustTier::Reported),
+        ..NewMemory::note(space.clone(), text, "test")
     };
+    let truth = world.remember(told("agent:before", "the meeting is on Monday"));
+    let by = told(&source, "the meeting is on Friday");
     assert!(world.apply(OperationKind::Supersede { id: truth.id, by }).is_ok());
     assert_eq!(world.recalled(&space, "meeting"), ["the meeting is on Friday"]);
     forget(world, ForgetSelector::Source(source));

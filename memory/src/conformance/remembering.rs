@@ -14,6 +14,7 @@ pub(super) fn run(world: &World<'_>) {
     the_same_content_again_is_evidence_and_not_a_copy(world);
     a_superseded_memory_is_found_only_as_of_before(world);
     a_chain_of_replacements_keeps_its_links(world);
+    what_is_trusted_less_replaces_nothing_that_is_trusted_more(world);
     what_is_untrusted_is_recalled_only_when_asked_for(world);
     namespaces_are_apart(world);
     pages_follow_each_other(world);
@@ -138,6 +139,29 @@ fn a_chain_of_replacements_keeps_its_links(world: &World<'_>) {
     let back = supersede(b.id, "version one of the plan");
     assert!(!back.duplicate && back.id != a.id, "what was replaced can be said again");
     assert_eq!(world.recalled(&space, "plan"), ["version one of the plan"]);
+}
+
+fn what_is_trusted_less_replaces_nothing_that_is_trusted_more(world: &World<'_>) {
+    let tiers = [TrustTier::Untrusted, TrustTier::Reported, TrustTier::Observed, TrustTier::User];
+    for (old_place, old_trust) in tiers.into_iter().enumerate() {
+        for (new_place, new_trust) in tiers.into_iter().enumerate() {
+            let space = world.namespace();
+            let note = |trust, text: &str| NewMemory {
+                provenance: from("test", trust),
+                ..NewMemory::note(space.clone(), text, "test")
+            };
+            let old = world.remember(note(old_trust, "the office is in Lisbon"));
+            let by = note(new_trust, "the office moved to Porto");
+            let outcome = world.apply(OperationKind::Supersede { id: old.id, by });
+            let replaced = world.store.get(old.id).expect("reads").expect("is kept").superseded_by.is_some();
+            assert_eq!(replaced, new_place >= old_place, "{new_trust:?} over {old_trust:?}");
+            match outcome {
+                Ok(_) => assert!(replaced),
+                Err(Refusal::Invalid { field, .. }) => assert_eq!((field, replaced), ("provenance.trust", false)),
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+    }
 }
 
 fn what_is_untrusted_is_recalled_only_when_asked_for(world: &World<'_>) {

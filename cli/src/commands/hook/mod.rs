@@ -10,7 +10,7 @@ use std::io::Read as _;
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
-use mneme_base::Namespace;
+use mneme_base::{Clock as _, Namespace, SystemClock};
 use mneme_client_sdk::blocking::Client;
 use mneme_client_sdk::{CallOptions, ClientError, ClientOptions};
 use mneme_ipc::{methods, types};
@@ -107,7 +107,7 @@ fn answer(
         }
         HookEvent::Stop | HookEvent::SessionEnd => {
             let Some(path) = told["transcript_path"].as_str() else { return Ok(None) };
-            let turns = transcript::read(std::path::Path::new(path), event == HookEvent::SessionEnd);
+            let turns = transcript::read(std::path::Path::new(path), event == HookEvent::SessionEnd, SystemClock.now());
             if turns.is_empty() {
                 return Ok(None);
             }
@@ -122,7 +122,7 @@ fn answer(
                     speaker: Some(turn.speaker.into()),
                     thread: thread.clone(),
                     source: Some(SOURCE.into()),
-                    valid_from: turn.at,
+                    valid_from: Some(turn.at),
                     ..Default::default()
                 };
                 // The turn's own name makes it once, however often the hook reads it.

@@ -15,18 +15,22 @@ const CHARACTERS_MAX: usize = 4_000;
 /// A turn shorter than this says nothing that would be asked for ("yes", "go on").
 const CHARACTERS_MIN: usize = 16;
 
+/// A turn older than this is not sent (milliseconds): the daemon knows a turn's name for `memory.ledger_keep`, an hour at least, and
+/// one whose name it no longer knows would come back although it was forgotten.
+const AGE_MS_MAX: i64 = 3_600_000;
+
 /// Something that was said.
 #[derive(Debug, PartialEq)]
 pub(super) struct Turn {
     pub(super) speaker: &'static str,
     pub(super) text: String,
-    pub(super) at: Option<Timestamp>,
+    pub(super) at: Timestamp,
     /// Made from the turn's own name.
     pub(super) op_id: Option<OpId>,
 }
 
-/// The last turns, oldest first. A transcript that cannot be read has none.
-pub(super) fn read(path: &Path, whole_session: bool) -> Vec<Turn> {
+/// The last turns, oldest first, as far as they are recent. A transcript that cannot be read has none.
+pub(super) fn read(path: &Path, whole_session: bool, now: Timestamp) -> Vec<Turn> {
     let which = usize::from(whole_session);
     let Some(text) = tail(path, TAIL_BYTES[which]) else { return Vec::new() };
     let mut turns: Vec<Turn> = Vec::new();
@@ -37,6 +41,7 @@ pub(super) fn read(path: &Path, whole_session: bool) -> Vec<Turn> {
         }
         turns.push(turn);
     }
+    turns.retain(|turn| now.as_millis().saturating_sub(turn.at.as_millis()) < AGE_MS_MAX);
     let skip = turns.len().saturating_sub(TURNS_MAX[which]);
     turns.split_off(skip)
 }
@@ -57,7 +62,7 @@ fn tail(path: &Path, bytes_max: u64) -> Option<String> {
     Some(if start == 0 { text } else { text.split_once('\n').map(|(_, rest)| rest.to_owned()).unwrap_or_default() })
 }
 
-/// A line as a turn; `None` for the use of tools, commands, and what the editor itself put in.
+/// A line as a turn; `None` for the use of tools, commands, what the editor itself put in, and what may be of any age.
 fn parse(line: &str) -> Option<Turn> {
     let entry: Value = serde_json::from_str(line).ok()?;
     let flag = |name: &str| entry[name].as_bool().unwrap_or(false);
@@ -86,7 +91,7 @@ fn parse(line: &str) -> Option<Turn> {
     Some(Turn {
         speaker,
         text: text.to_owned(),
-        at: entry["timestamp"].as_str().and_then(|time| time.parse().ok()),
+        at: entry["timestamp"].as_str()?.parse().ok()?,
         op_id: entry["uuid"].as_str().and_then(|id| id.parse().ok()),
     })
 }
@@ -110,8 +115,12 @@ mod tests {
             "message": {"role": "user", "content": text}})
     }
 
+    fn now() -> Timestamp {
+        "2026-11-24T08:30:00Z".parse().unwrap()
+    }
+
     fn assistant(text: &str) -> Value {
-        json!({"type": "assistant", "message": {"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": text}]}})
+        json!({"type": "assistant", "timestamp": "2026-11-24T08:00:05Z", "message": {"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": text}]}})
     }
 
     #[test]
@@ -128,35 +137,56 @@ mod tests {
             json!({"type": "summary", "summary": "the session is about a gate"}),
             user(&"pasted ".repeat(1_000)),
         ]);
-        let turns = read(&path, false);
+        let turns = read(&path, false, now());
         let said: Vec<_> = turns.iter().map(|turn| (turn.speaker, turn.text.as_str())).collect();
         assert_eq!(
             said,
             [("user", "please close the gate at nine"), ("assistant", "The gate is closed at nine from now on")]
         );
-        assert!(turns[0].op_id.is_some() && turns[0].at.is_some());
+        assert!(turns[0].op_id.is_some());
+    }
+
+    #[test]
+    fn a_turn_that_the_daemon_may_no_longer_know_by_name_is_not_sent_again() {
+        let at = |time: &str, text: &str| {
+            let mut line = user(text);
+            line["timestamp"] = json!(time);
+            line
+        };
+        let mut undated = user("a question that has no time at all");
+        undated.as_object_mut().unwrap().remove("timestamp");
+        let (_folder, path) = transcript(&[
+            at("2026-11-17T08:00:00Z", "a question of a week before"),
+            at("2026-11-24T07:30:00Z", "a question of an hour before"),
+            undated,
+            at("2026-11-24T07:30:01Z", "a question within the last hour"),
+        ]);
+        for whole_session in [false, true] {
+            let said: Vec<_> = read(&path, whole_session, now()).into_iter().map(|turn| turn.text).collect();
+            assert_eq!(said, ["a question within the last hour"]);
+        }
     }
 
     #[test]
     fn only_the_last_turns_are_read_and_a_cut_line_is_left_out() {
         let lines: Vec<Value> = (0..30).map(|number| user(&format!("question number {number} of many"))).collect();
         let (_folder, path) = transcript(&lines);
-        let turns = read(&path, false);
+        let turns = read(&path, false, now());
         assert_eq!(turns.len(), TURNS_MAX[0]);
         assert_eq!(turns.last().unwrap().text, "question number 29 of many");
-        assert_eq!(read(&path, true).len(), 30);
+        assert_eq!(read(&path, true, now()).len(), 30);
         let filler: Vec<Value> = (0..200).map(|_| user(&"x".repeat(CHARACTERS_MAX))).collect();
         let (_folder, long) = transcript(&filler);
-        assert_eq!(read(&long, false).len(), TURNS_MAX[0]);
+        assert_eq!(read(&long, false, now()).len(), TURNS_MAX[0]);
     }
 
     #[test]
     fn what_is_no_transcript_has_no_turns() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(read(&folder.path().join("none"), true).is_empty());
-        assert!(read(folder.path(), true).is_empty());
+        assert!(read(&folder.path().join("none"), true, now()).is_empty());
+        assert!(read(folder.path(), true, now()).is_empty());
         let odd = folder.path().join("odd");
         fs_err::write(&odd, b"\xff\xfe not json\n[]\n{\"type\": 3}\n{\"type\":\"user\"}\n").unwrap();
-        assert!(read(&odd, true).is_empty());
+        assert!(read(&odd, true, now()).is_empty());
     }
 }

@@ -43,9 +43,9 @@ pub(super) fn changed(former: &str, command: Option<&str>) -> Result<Change, Com
             continue;
         }
         let next = if wanted.is_empty() {
-            text::without_entry(&edited, "hooks", event)
+            text::without_entry(&edited, "hooks", event, text::Dialect::Strict)
         } else {
-            text::with_entry(&edited, "hooks", event, &Value::Array(wanted))
+            text::with_entry(&edited, "hooks", event, &Value::Array(wanted), text::Dialect::Strict)
         };
         if let Some(next) = next.map_err(refuse)? {
             edited = next;

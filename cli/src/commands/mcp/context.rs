@@ -105,8 +105,8 @@ pub(super) fn prompt(params: &Map<String, Value>) -> Result<Value, Refusal> {
                 format!(
                     "Look back over this conversation. For each decision, preference, fact or open end that will matter \
                      later, call the tool remember once with namespace {namespace:?}: one statement a memory, understandable \
-                     alone, with names and dates. When it replaces something known, recall that first and give its id as \
-                     supersedes. Set from_outside for what came from web pages, mail or tools. Keep no secrets. Then list \
+                     alone, with names and dates. When it replaces something known that is not marked with the trust user or \
+                     observed, recall that first and give its id as supersedes. Set from_outside for what came from web pages, mail or tools. Keep no secrets. Then list \
                      what you kept."
                 ),
             )

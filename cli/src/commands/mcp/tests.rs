@@ -38,7 +38,13 @@ fn hello(version: &str) -> Value {
 
 #[test]
 fn the_handshake_agrees_on_a_revision_with_a_handshake() {
-    for (asked, given) in [("2025-11-25", "2025-11-25"), ("2025-06-18", "2025-06-18"), ("2026-07-28", "2025-11-25")] {
+    for (asked, given) in [
+        ("2025-11-25", "2025-11-25"),
+        ("2025-06-18", "2025-06-18"),
+        ("2026-07-28", "2025-11-25"),
+        // Servers of this one have to take batches.
+        ("2025-03-26", "2025-11-25"),
+    ] {
         let answer = &answers(&[hello(asked)])["0"];
         assert_eq!(answer["result"]["protocolVersion"], given);
         assert_eq!(answer["result"]["serverInfo"]["name"], "mneme");
@@ -124,6 +130,17 @@ fn wrong_arguments_are_tool_errors_and_unknown_tools_are_not() {
 }
 
 #[test]
+fn a_resource_that_does_not_exist_is_told_in_the_code_of_the_revision() {
+    let params = json!({"uri": "mneme://memory/nonsense"});
+    let older = json!({"jsonrpc": "2.0", "id": 2, "method": "resources/read", "params": params});
+    let answers = answers(&[hello("2025-11-25"), modern(1, "resources/read", params), older]);
+    for (id, code) in [("1", INVALID_PARAMS), ("2", RESOURCE_NOT_FOUND)] {
+        assert_eq!(answers[id]["error"]["code"], code);
+        assert_eq!(answers[id]["error"]["data"]["uri"], "mneme://memory/nonsense");
+    }
+}
+
+#[test]
 fn every_tool_has_schemas_and_hints_in_a_fixed_order() {
     let listed = tools::list();
     let names: Vec<&str> = listed.as_array().unwrap().iter().map(|tool| tool["name"].as_str().unwrap()).collect();
@@ -135,7 +152,9 @@ fn every_tool_has_schemas_and_hints_in_a_fixed_order() {
             assert!(tool["annotations"][hint].is_boolean());
         }
     }
-    assert_eq!(listed[2]["annotations"]["destructiveHint"], true);
+    for (place, is_destructive) in [(0, true), (1, false), (2, true), (3, false), (4, false), (5, false)] {
+        assert_eq!(listed[place]["annotations"]["destructiveHint"], is_destructive, "{}", names[place]);
+    }
 }
 
 #[test]
@@ -145,18 +164,48 @@ fn names_of_clients_are_made_safe_for_provenance() {
     assert!(provenance(Some(&"é".repeat(500))).len() <= 64);
 }
 
+type Requests = Receiver<Map<String, Value>>;
+
+/// Queues that nobody works on yet, and where their requests come out.
+fn queues() -> (Queues, Requests, Requests) {
+    let (memory, memory_requests) = sync_channel(QUEUE);
+    let (generate, generate_requests) = sync_channel(GENERATE_QUEUE);
+    (Queues { memory, generate }, memory_requests, generate_requests)
+}
+
+fn cancellation(id: u32) -> Value {
+    json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id}})
+}
+
 #[test]
 fn a_cancelled_request_gets_no_answer_and_its_id_may_be_used_again() {
     let server = Server::new(ClientOptions::new("test").socket("/nonexistent/mneme.sock"), Duration::from_secs(1));
-    let (sender, receiver) = sync_channel(8);
+    let (queues, memory, _generate) = queues();
     let output = Mutex::new(Vec::new());
     let call = modern(1, "tools/call", json!({"name": "status"}));
-    let cancel = json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}});
-    for message in [&cancel, &call, &cancel] {
-        server.sort(message.as_object().unwrap().clone(), &sender, &output).unwrap();
+    for message in [&cancellation(1), &call, &cancellation(1)] {
+        server.sort(message.as_object().unwrap().clone(), &queues, &output).unwrap();
     }
-    drop(sender);
-    server.work(&Mutex::new(receiver), &output);
+    drop(queues);
+    server.work(&Mutex::new(memory), &output);
     assert!(lock(&output).is_empty());
     assert!(lock(&server.under_way).is_empty());
+}
+
+#[test]
+fn generations_that_wait_leave_room_for_the_memory_and_too_many_are_refused() {
+    let server = Server::new(ClientOptions::new("test").socket("/nonexistent/mneme.sock"), Duration::from_secs(1));
+    let (queues, memory, generate) = queues();
+    let output = Mutex::new(Vec::new());
+    let count = u32::try_from(GENERATE_QUEUE).unwrap() + 1;
+    let sort = |message: &Value| server.sort(message.as_object().unwrap().clone(), &queues, &output).unwrap();
+    for id in 0..count {
+        sort(&modern(id, "tools/call", json!({"name": "generate", "arguments": {"prompt": "x"}})));
+    }
+    sort(&modern(count, "tools/call", json!({"name": "status"})));
+    sort(&modern(count + 1, "resources/read", json!({"uri": "mneme://status"})));
+    assert_eq!((generate.try_iter().count(), memory.try_iter().count()), (GENERATE_QUEUE, 2));
+    let refused: Value = serde_json::from_slice(&lock(&output)).unwrap();
+    assert_eq!((&refused["id"], &refused["error"]["code"]), (&json!(count - 1), &json!(BUSY)));
+    assert!(!lock(&server.under_way).contains_key(&(count - 1).to_string()), "it may be sent again");
 }

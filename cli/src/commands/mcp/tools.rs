@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mneme_base::{MemoryId, Namespace, TaskId, Timestamp, TrustTier};
 use mneme_client_sdk::blocking::Client;
-use mneme_client_sdk::{CallOptions, ClientError};
+use mneme_client_sdk::{CallOptions, CancelToken, ClientError};
 use mneme_ipc::methods;
 use mneme_ipc::types as wire;
 use serde::Deserialize;
@@ -199,8 +199,8 @@ fn read<T: DeserializeOwned>(arguments: Value) -> Result<T, String> {
 }
 
 impl Call {
-    /// Asks the daemon.
-    pub(super) fn run(self, client: &Client, limit: Duration) -> Result<Answer, ClientError> {
+    /// Asks the daemon. A generation is given up when the token is cancelled; the rest is over in seconds.
+    pub(super) fn run(self, client: &Client, limit: Duration, cancel: &CancelToken) -> Result<Answer, ClientError> {
         let options = patience(limit);
         let structured = match self {
             Self::Remember(remember) => remember.run(client, options)?,
@@ -211,7 +211,7 @@ impl Call {
             }
             Self::Generate(generate) => {
                 let patience = CallOptions { timeout: Some(GENERATE_PATIENCE.min(limit)), ..CallOptions::default() };
-                generate.run(client, patience)?
+                generate.run(client, patience, cancel)?
             }
             Self::Feedback(Feedback { task, verdict, correction }) => {
                 // What a model takes for good it has not from the user: it is kept, and nothing is learned from it.
@@ -307,7 +307,7 @@ pub(super) fn memory_view(memory: &wire::MemoryView) -> Value {
 }
 
 impl Generate {
-    fn run(self, client: &Client, options: CallOptions) -> Result<Value, ClientError> {
+    fn run(self, client: &Client, options: CallOptions, cancel: &CancelToken) -> Result<Value, ClientError> {
         let constraint = match (self.regex, self.json_schema) {
             (Some(pattern), _) => Some(wire::ConstraintParam::Regex(pattern)),
             (None, Some(schema)) => Some(wire::ConstraintParam::JsonSchema(schema)),
@@ -323,7 +323,7 @@ impl Generate {
             constraint,
             ..wire::GenerateParams::default()
         };
-        let done = client.call_with::<methods::Generate>(params, options)?;
+        let done = client.call_until::<methods::Generate>(params, options, cancel)?;
         Ok(json!({
             "task": done.task, "text": done.text, "fills": done.fills, "finish": done.finish, "engine": done.engine,
             "memories": done.memories, "confidence": done.uncertainty.confidence, "verdict": done.uncertainty.verdict,
@@ -366,7 +366,8 @@ fn described_tool(tool: Tool) -> Value {
             "Keeps one statement in the user's lasting memory. Write it so that it can be understood alone: names instead of \
              pronouns, dates instead of 'yesterday'. Secrets are taken out. Known content is not kept twice.",
             false,
-            false,
+            // With `supersedes` it hides what it replaces.
+            true,
             false,
         ),
         Tool::Recall => (
@@ -428,7 +429,7 @@ fn input(tool: Tool) -> Value {
                 },
                 "valid_from": text(&format!("When it happened or starts to be true ({time}); now when missing.")),
                 "from_outside": described(&json!("boolean"), "It comes from a web page, mail or tool: kept in quarantine."),
-                "supersedes": text("The id of the memory that it replaces."),
+                "supersedes": text("The id of the memory that it replaces: one that an agent told, not the user's own."),
             }),
         ),
         Tool::Recall => object(
@@ -454,7 +455,7 @@ fn input(tool: Tool) -> Value {
             json!({
                 "ids": texts("The memories."),
                 "source": text("Everything from this source, instead of ids."),
-                "purge_now": described(&json!("boolean"), "Wait until the bytes are gone from every file."),
+                "purge_now": described(&json!("boolean"), "Wait a while for the bytes to be gone from every file."),
             }),
         ),
         Tool::Generate => object(

@@ -159,7 +159,8 @@ class AsyncApi:
         """Makes memories unrecallable at once, and unreadable on disk soon.
 
         - select: Which.
-        - purge_now: Wait until the bytes are gone from every file.
+        - purge_now: Wait until the bytes are gone from every file, or until the deadline is near: then
+          `purged_at` is missing.
         """
         params: Dict[str, Any] = {
             "select": selector(select),

@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 EVENTS_MAX = 256
 """Stream events that wait for a slow caller; then reading waits, and the daemon skips events for us."""
+READ_BYTES = 64 << 10
+"""Bytes read at once; twice as many may wait unread before the socket is left alone."""
 
 
 class _Connection:
@@ -26,6 +28,7 @@ class _Connection:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, streaming: bool) -> None:
         self._reader = reader
+        self._buffer = bytearray()
         self._writer = writer
         self._next_id = 0
         self._waiting: Dict[int, "asyncio.Future[Any]"] = {}
@@ -39,7 +42,7 @@ class _Connection:
     @classmethod
     async def open(cls, path: Path, greeting: Mapping[str, Any], streaming: bool = False) -> "_Connection":
         try:
-            reader, writer = await asyncio.open_unix_connection(os.fspath(path), limit=wire.FRAME_BYTES_MAX)
+            reader, writer = await asyncio.open_unix_connection(os.fspath(path), limit=READ_BYTES)
         except OSError as error:
             raise wire.connect_error(path, error) from error
         connection = cls(reader, writer, streaming)
@@ -106,8 +109,8 @@ class _Connection:
         problem: errors.MnemeError = errors.Disconnected("connection to the daemon was lost")
         try:
             while True:
-                line = await self._reader.readline()
-                if not line.endswith(b"\n"):
+                line = await self._line()
+                if line is None:
                     break
                 frame = wire.parse(line)
                 if frame.get("method") == "task.event":
@@ -131,6 +134,23 @@ class _Connection:
                 if not waiting.done():
                     waiting.set_exception(problem)
             self._writer.close()
+
+    async def _line(self) -> Optional[bytes]:
+        """The next line; `None` at the end. Only the line that is being read is kept here, so that a slow caller is felt."""
+        searched = 0
+        while True:
+            end = self._buffer.find(b"\n", searched)
+            if end >= 0:
+                line = bytes(self._buffer[:end])
+                del self._buffer[: end + 1]
+                return line
+            searched = len(self._buffer)
+            if searched > wire.FRAME_BYTES_MAX:
+                raise errors.ProtocolError(f"daemon sent a line of more than {wire.FRAME_BYTES_MAX} bytes")
+            data = await self._reader.read(READ_BYTES)
+            if not data:
+                return None
+            self._buffer += data
 
     def _answer(self, frame: Mapping[str, Any]) -> None:
         identifier = frame.get("id")

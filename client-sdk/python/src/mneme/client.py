@@ -304,8 +304,13 @@ class Client(SyncApi):
             with self._lock:
                 connection = self._idle.pop() if self._idle else None
             if connection is None:
-                limit = min(until, time.monotonic() + self.connect_timeout)
-                return _Connection(self.socket, self._greeting, limit)
+                limit = time.monotonic() + self.connect_timeout
+                try:
+                    return _Connection(self.socket, self._greeting, min(until, limit))
+                except socket.timeout as error:
+                    if until <= limit:
+                        raise
+                    raise wire.timed_out(self.connect_timeout) from error
             if not connection.is_stale():
                 return connection
             connection.close()

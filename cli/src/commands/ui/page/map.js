@@ -7,6 +7,9 @@ import { memoryCard } from "/memory.js";
 const KINDS = ["note", "message", "fact", "preference", "chunk", "event", "procedure"];
 const RADIUS = 4.2;
 const REACH = 12;
+/** Namespaces of one question, as many as the daemon takes. */
+const NAMESPACES_MAX = 64;
+const MARKED = 20;
 
 export function map(view, report) {
   const canvas = h("canvas", { tabIndex: 0, role: "img", "aria-label": "Map of memories; search to mark some of them" });
@@ -103,14 +106,27 @@ export function map(view, report) {
     } catch (failure) { report(failure); }
   }
 
+  /** What answers in the chosen namespace, or in all of them: a question reaches some of them only, so they are asked in turn. */
+  async function answers(text) {
+    const names = namespace.value ? [namespace.value] : (await call("namespace.list")).namespaces.map(([name]) => name);
+    const hits = [];
+    for (let first = 0; first < Math.max(names.length, 1); first += NAMESPACES_MAX) {
+      const answer = await call("memory.recall", { query: text, limit: MARKED, namespaces: names.slice(first, first + NAMESPACES_MAX) });
+      hits.push(...answer.hits);
+    }
+    // Places of one answer are its own; with more than one, the scores are the nearest thing to a common measure.
+    if (names.length > NAMESPACES_MAX) hits.sort((one, other) => other.score - one.score);
+    return hits.slice(0, MARKED);
+  }
+
   async function mark(event) {
     event.preventDefault();
     state.marked.clear();
     if (query.value.trim()) {
       try {
-        const answer = await call("memory.recall", { query: query.value.trim(), limit: 20, namespaces: namespace.value ? [namespace.value] : [] });
-        answer.hits.forEach((hit, place) => state.marked.set(hit.memory.id, place + 1));
-        show(side, h("h2", {}, `${answer.hits.length} marked`), answer.hits.slice(0, 8).map((hit) => memoryCard(hit.memory, { hit, report, onForgotten: load })));
+        const hits = await answers(query.value.trim());
+        hits.forEach((hit, place) => state.marked.set(hit.memory.id, place + 1));
+        show(side, h("h2", {}, `${hits.length} marked`), hits.slice(0, 8).map((hit) => memoryCard(hit.memory, { hit, report, onForgotten: load })));
       } catch (failure) { report(failure); }
     } else show(side, h("p", { className: "empty" }, "Choose a point."));
     draw();

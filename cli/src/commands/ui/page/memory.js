@@ -16,7 +16,8 @@ export async function forget(memory, report) {
   try {
     const receipt = await call("memory.forget", { select: { ids: [memory.id] }, purge_now: purge.checked });
     const retired = receipt.adapters_retired?.length ?? 0;
-    note(`Forgotten${receipt.purged_at ? " and purged from every file" : ", hidden at once"}${retired ? `; ${retired} adapter${retired > 1 ? "s" : ""} retired` : ""}.`);
+    const bytes = receipt.purged_at ? " and purged from every file" : purge.checked ? "; its bytes are still being removed, within 24 h" : ", hidden at once";
+    note(`Forgotten${bytes}${retired ? `; ${retired} adapter${retired > 1 ? "s" : ""} retired` : ""}.`);
     return true;
   } catch (failure) { report(failure); return false; }
 }
