@@ -121,15 +121,7 @@ pub async fn boot(config: Arc<Config>) -> Result<Daemon, BootError> {
     let path = socket.path.clone();
     let accept = tokio::spawn(accept(Arc::clone(&service), socket));
     tracing::info!(%boot, socket = %path.display(), "ready");
-    Ok(Daemon {
-        socket: path,
-        service,
-        accept,
-        config: config_sender,
-        started: config,
-        reloads: Some(reloads),
-        lock,
-    })
+    Ok(Daemon { socket: path, service, accept, config: config_sender, started: config, reloads: Some(reloads), lock })
 }
 
 async fn open_store(config: Arc<Config>) -> Result<Arc<dyn MemoryStore>, StoreError> {

@@ -115,7 +115,8 @@ class SyncApi:
         - limit: How many hits at most; 10 when missing.
         - namespaces: The drawers to look in; `default` when empty.
         - reference_time: The moment that "yesterday" is counted from; now when missing.
-        - rerank: Let the generator judge the best 30 candidates too: seconds slower, and of little use on chats.
+        - rerank: Let the generator judge the best 30 candidates too: seconds slower, and of little use on
+          chats.
         """
         params: Dict[str, Any] = {
             "query": query,
