@@ -314,9 +314,28 @@ section! {
         /// Also answer GET /metrics on this port of 127.0.0.1, for a Prometheus on this machine; 0 is off. Every user of this
         /// machine can read it: counts and sizes, never the content of a memory.
         port: u32 = 0, number(0, 65_535), Restart;
+        /// Also sent to an OpenTelemetry collector: the address of its OTLP receiver for HTTP, without encryption, or "auto" for
+        /// http://127.0.0.1:4318/v1/metrics; "" is off. Needs a daemon that was built with the feature otel.
+        otlp_endpoint: String = String::new(), Bound::rule("\"\", \"auto\" or http://HOST[:PORT]/PATH", |endpoint: &String| {
+            endpoint.is_empty() || endpoint == "auto" || is_http(endpoint)
+        }), Restart;
+        /// How often they are sent; each time all of them, so that one that did not arrive is made up for by the next.
+        otlp_interval: Duration = MINUTE, time(SECOND, HOUR), Restart;
         /// A request that takes longer is logged with its parts.
         slow_request: Duration = 2 * SECOND, time(Duration::from_millis(1), 10 * MINUTE), Live;
     }
+}
+
+/// Checks the form of an address without encryption, user or blanks: `http://HOST[:PORT][/PATH]`.
+fn is_http(text: &str) -> bool {
+    let Some(rest) = text.strip_prefix("http://") else { return false };
+    let place = rest.split('/').next().unwrap_or_default();
+    let (host, port) = place.rsplit_once(':').unwrap_or((place, "80"));
+    text.len() <= 1_024
+        && !host.is_empty()
+        && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
+        && port.parse::<u16>().is_ok_and(|port| port > 0)
+        && rest.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// Checks the form that tracing's filters have, without knowing tracing.

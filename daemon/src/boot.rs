@@ -118,6 +118,7 @@ pub async fn boot(config: Arc<Config>) -> Result<Daemon, BootError> {
     let (reload, reloads) = mpsc::channel(RELOADS_MAX);
     let service = Arc::new(Service::new(ServiceParts { system, boot, clock, engine, config: config_receiver, reload }));
     crate::scrape::start(&service);
+    send_metrics(&service);
     let path = socket.path.clone();
     let accept = tokio::spawn(accept(Arc::clone(&service), socket));
     tracing::info!(%boot, socket = %path.display(), "ready");
@@ -190,6 +191,20 @@ fn leave_lance(store: &DurableStore) -> Result<(), StoreError> {
 
 /// Lets a Lance copy follow the store. Its place is looked at by the first step of upkeep: where it cannot be reached the daemon goes
 /// on without it and says so in its health, the journal is kept, and every step tries again.
+/// Sends the metrics where the configuration says.
+fn send_metrics(service: &Arc<Service>) {
+    if service.config().metrics.otlp_endpoint.is_empty() {
+        return;
+    }
+    #[cfg(feature = "otel")]
+    crate::otlp::start(service);
+    // Memory matters more than its meters.
+    #[cfg(not(feature = "otel"))]
+    tracing::error!(
+        "metrics.otlp_endpoint is set, but this daemon was built without the feature otel: nothing is sent"
+    );
+}
+
 #[cfg(feature = "lance")]
 fn follow_with_lance(store: &DurableStore, place: &str, disk_watermark_bytes: u64) -> Result<(), StoreError> {
     use mneme_memory_lance::{LanceOptions, LanceProjection};

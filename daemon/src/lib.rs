@@ -14,6 +14,8 @@ pub mod listen;
 pub mod lock;
 pub mod logging;
 pub mod metrics;
+#[cfg(feature = "otel")]
+mod otlp;
 pub mod program;
 pub mod restore;
 mod scrape;

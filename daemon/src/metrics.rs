@@ -7,7 +7,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Upper bounds of the buckets of request times (seconds).
-const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
+pub(crate) const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
+
+/// A gauge: its name, what it is, its value.
+pub(crate) type Gauge = (&'static str, &'static str, f64);
 
 /// Times of one method.
 #[derive(Debug, Clone, Default)]
@@ -15,6 +18,17 @@ struct Times {
     count: u64,
     seconds: f64,
     buckets: [u64; BUCKETS.len()],
+}
+
+/// Times of one method as a histogram: how many requests there were, what they took together (seconds), and how many of them fell
+/// into each bucket, the last one being beyond [`BUCKETS`].
+#[cfg(feature = "otel")]
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Histogram {
+    pub(crate) method: &'static str,
+    pub(crate) count: u64,
+    pub(crate) seconds: f64,
+    pub(crate) buckets: Vec<u64>,
 }
 
 /// All counters of the daemon.
@@ -51,13 +65,39 @@ impl Metrics {
         times.iter().map(|(method, times)| ((*method).to_owned(), times.count)).collect()
     }
 
+    /// Times by method.
+    #[cfg(feature = "otel")]
+    pub(crate) fn histograms(&self) -> Vec<Histogram> {
+        let times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        times
+            .iter()
+            .map(|(method, times)| {
+                let beyond = times.count - times.buckets.iter().sum::<u64>();
+                let buckets = times.buckets.iter().copied().chain([beyond]).collect();
+                Histogram { method, count: times.count, seconds: times.seconds, buckets }
+            })
+            .collect()
+    }
+
     /// Errors by kind.
     pub fn errors(&self) -> BTreeMap<String, u64> {
         self.errors.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// What is counted beside requests and errors, as gauges: name, what it is, value.
+    pub(crate) fn gauges(&self) -> [Gauge; 2] {
+        [
+            ("mneme_connections", "Open connections.", self.connections.load(Ordering::Relaxed) as f64),
+            (
+                "mneme_connections_refused",
+                "Connections refused.",
+                self.connections_refused.load(Ordering::Relaxed) as f64,
+            ),
+        ]
+    }
+
     /// Everything in Prometheus' text form, with further gauges of the caller.
-    pub fn prometheus(&self, gauges: &[(&str, &str, f64)]) -> String {
+    pub(crate) fn prometheus(&self, gauges: &[Gauge]) -> String {
         let mut text = String::new();
         text.push_str(
             "# HELP mneme_request_seconds Time in the daemon, by method.\n# TYPE mneme_request_seconds histogram\n",
@@ -76,15 +116,7 @@ impl Metrics {
         for (kind, count) in self.errors() {
             let _ = writeln!(text, "mneme_errors_total{{kind=\"{kind}\"}} {count}");
         }
-        let own = [
-            ("mneme_connections", "Open connections.", self.connections.load(Ordering::Relaxed) as f64),
-            (
-                "mneme_connections_refused",
-                "Connections refused.",
-                self.connections_refused.load(Ordering::Relaxed) as f64,
-            ),
-        ];
-        for (name, help, value) in own.iter().chain(gauges) {
+        for (name, help, value) in self.gauges().iter().chain(gauges) {
             let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
         }
         text

@@ -132,6 +132,24 @@ impl Service {
         Arc::clone(&self.config.borrow())
     }
 
+    /// This run.
+    #[cfg(feature = "otel")]
+    pub(crate) fn boot(&self) -> BootId {
+        self.boot
+    }
+
+    /// When the daemon started.
+    #[cfg(feature = "otel")]
+    pub(crate) fn started_at(&self) -> Timestamp {
+        self.started_at
+    }
+
+    /// The time of the daemon's clock.
+    #[cfg(feature = "otel")]
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
     /// Becomes true when the daemon is to stop.
     pub fn drained(&self) -> watch::Receiver<bool> {
         self.drain.subscribe()

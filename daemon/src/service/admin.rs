@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::{Context, Service, absolute, folder_view, folders, health_words, told};
-use crate::metrics::resident_bytes;
+use crate::metrics::{Gauge, resident_bytes};
 
 impl Service {
     pub(super) async fn watch_add(
@@ -124,10 +124,15 @@ impl Service {
 
     /// Counters and gauges in Prometheus' text form.
     pub(crate) fn prometheus(&self) -> String {
+        self.metrics.prometheus(&self.gauges())
+    }
+
+    /// Counts and sizes as they are now.
+    pub(crate) fn gauges(&self) -> [Gauge; 9] {
         let stats = self.system.memory.stats();
         let (_, restarts) = self.engine_words();
         let healthy = f64::from(u8::from(stats.health == StoreHealth::Healthy));
-        self.metrics.prometheus(&[
+        [
             ("mneme_resident_bytes", "Resident memory of the daemon.", resident_bytes() as f64),
             ("mneme_memories", "Memories that recall can return.", stats.memories as f64),
             ("mneme_embeddings_pending", "Memories without a current vector.", stats.embeddings_pending as f64),
@@ -137,7 +142,7 @@ impl Service {
             ("mneme_index_bytes", "Bytes of the in-memory indices.", stats.index_bytes as f64),
             ("mneme_store_healthy", "1 while the store is healthy.", healthy),
             ("mneme_engine_restarts", "Restarts of the engine.", restarts as f64),
-        ])
+        ]
     }
 }
 
