@@ -209,16 +209,20 @@ fn sets_that_signs_say_nothing_about_give_what_the_whole_scan_gives() {
             vector
         })
         .collect();
-    let alone: Vec<Vec<f32>> = (0..5_000)
-        .map(|row| (0..size).map(|at| if at == row * 7 % size { 1.0 } else { 0.0 }).collect())
-        .collect();
+    let alone: Vec<Vec<f32>> =
+        (0..5_000).map(|row| (0..size).map(|at| if at == row * 7 % size { 1.0 } else { 0.0 }).collect()).collect();
     let few: Vec<Vec<f32>> = (0..30).map(|_| numbers.vector(size)).collect();
     let repeated: Vec<Vec<f32>> = (0..5_000).map(|row| few[row % 30].clone()).collect();
     let positive: Vec<Vec<f32>> = (0..5_000).map(|_| (0..size).map(|_| numbers.unit()).collect()).collect();
     let opposite: Vec<Vec<f32>> = (0..5_000).map(|_| numbers.near(&one, 0.3).iter().map(|x| -x).collect()).collect();
     for (name, vectors) in [
-        ("alike", alike), ("zeros", zeros), ("outlier", outlier), ("alone", alone), ("repeated", repeated),
-        ("positive", positive), ("opposite", opposite),
+        ("alike", alike),
+        ("zeros", zeros),
+        ("outlier", outlier),
+        ("alone", alone),
+        ("repeated", repeated),
+        ("positive", positive),
+        ("opposite", opposite),
     ] {
         let rows = split_rows(&vectors);
         for asked in [&vectors[17], &one, &vec![0.0; size], &vec![1.0; size]] {

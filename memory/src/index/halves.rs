@@ -103,7 +103,8 @@ impl Halves {
             Place::File(file) => {
                 let mut bytes = vec![0; 2 * query.len()];
                 read_at(file, &mut bytes, (row * 2 * query.len()) as u64).ok()?;
-                let halves: Vec<f16> = bytes.chunks_exact(2).map(|pair| f16::from_le_bytes([pair[0], pair[1]])).collect();
+                let halves: Vec<f16> =
+                    bytes.chunks_exact(2).map(|pair| f16::from_le_bytes([pair[0], pair[1]])).collect();
                 Some(dot(&halves, query))
             }
         }

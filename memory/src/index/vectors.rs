@@ -79,7 +79,8 @@ impl VectorView {
     pub fn set(&mut self, row: u32, embedding: &Embedding) {
         if self.dimensions() != embedding.dimensions() {
             *self = Self::new(self.kind.clone());
-            self.codes = SplitRows::new(embedding.dimensions()).expect("an embedding has as many dimensions as rows may");
+            self.codes =
+                SplitRows::new(embedding.dimensions()).expect("an embedding has as many dimensions as rows may");
         }
         if self.codes.len() <= row as usize {
             self.codes.resize(row as usize + 1);

@@ -31,6 +31,8 @@ const FIRST_PER_WANTED: usize = 4;
 const FIRST_MIN: usize = 256;
 /// Rows whose bitmap is one word.
 const WORD_ROWS: usize = 64;
+/// Rows scored at once: so many lines of memory are under way as the processor can wait for.
+const BATCH_ROWS: usize = 32;
 /// Rows that a thread takes at once.
 const CHUNK_ROWS: usize = 4_096;
 /// A thread gets at least this many rows, or starting it costs more than it saves.
@@ -153,7 +155,7 @@ struct Bounds {
 }
 
 /// What a bound is made of.
-pub(super) struct LevelTable {
+struct LevelTable {
     /// The sum of the rounded query.
     total: i32,
     /// For each shape of a row, what the sum of signs is multiplied by.
@@ -163,10 +165,8 @@ pub(super) struct LevelTable {
 }
 
 impl LevelTable {
-    /// The levels of rows: from the sums of the query where their signs are, and from their shapes. Single operations on floats, so that it
-    /// gives the same in every form that it is compiled to.
-    #[inline(always)]
-    pub(super) fn put(&self, sums: &[i32], shapes: &[u8], levels: &mut [u8]) {
+    /// The levels of rows: from the sums of the query where their signs are, and from their shapes.
+    fn put(&self, sums: &[i32], shapes: &[u8], levels: &mut [u8]) {
         for ((level, sum), shape) in levels.iter_mut().zip(sums).zip(shapes) {
             let (factor, margin) = (self.factors[usize::from(*shape)], self.margins[usize::from(*shape)]);
             // A conversion from float saturates, and rounds down: a bound that reaches a score has at least its level.
@@ -246,7 +246,7 @@ impl Scan<'_> {
             }
             let sums = &mut sums[..levels.len().next_multiple_of(GROUP)];
             sums_of_rows(self.query.path, self.view, start, planes, sums);
-            put_levels(self.query.path, table, sums, &self.view.shapes[start..start + levels.len()], levels);
+            table.put(sums, &self.view.shapes[start..start + levels.len()], levels);
             for (at, level) in levels.iter().enumerate() {
                 counts[at % 4][usize::from(*level)] += (allowed >> at & 1) as u32;
             }
@@ -280,7 +280,7 @@ impl Scan<'_> {
             }
         }
         let mut best = TopK::new(self.k);
-        first.chunks(WORD_ROWS).for_each(|rows| self.score(rows, &mut best));
+        first.chunks(BATCH_ROWS).for_each(|rows| self.score(rows, &mut best));
         (best.bar() / (self.query.scale * length(&self.query.prepared.padded)) * LEVEL_MAX) as u8
     }
 
@@ -308,34 +308,34 @@ impl Scan<'_> {
     }
 
     fn scored_chunk(&self, start: usize, end: usize, least: Option<(&[u8], u8)>, best: &mut TopK) {
-        // The rows of one word are scored while those of the next are on their way from memory.
-        let mut rows = [[0_u32; WORD_ROWS]; 2];
-        let mut count = 0;
-        for (turn, word) in (start / WORD_ROWS..end.div_ceil(WORD_ROWS)).enumerate() {
+        // Some rows are scored while as many of the next are on their way from memory, which takes longer than scoring a row.
+        let (mut arrived, mut coming) = (Vec::with_capacity(BATCH_ROWS), Vec::with_capacity(BATCH_ROWS));
+        for word in start / WORD_ROWS..end.div_ceil(WORD_ROWS) {
+            let first = word * WORD_ROWS;
             let mut rest = self.word(word);
             if let Some((levels, level)) = least
                 && rest != 0
             {
-                let first = word * WORD_ROWS;
                 rest &= hits(&levels[first..end.min(first + WORD_ROWS)], level);
             }
-            let mut coming = 0;
             while rest != 0 {
-                let row = word * WORD_ROWS + rest.trailing_zeros() as usize;
+                let row = first + rest.trailing_zeros() as usize;
                 rest &= rest - 1;
                 prefetch(self.view, row);
-                rows[turn % 2][coming] = row as u32;
-                coming += 1;
+                coming.push(row as u32);
+                if coming.len() == BATCH_ROWS {
+                    self.score(&arrived, best);
+                    std::mem::swap(&mut arrived, &mut coming);
+                    coming.clear();
+                }
             }
-            self.score(&rows[1 - turn % 2][..count], best);
-            count = coming;
         }
-        let last = end.div_ceil(WORD_ROWS) - start / WORD_ROWS - 1;
-        self.score(&rows[last % 2][..count], best);
+        self.score(&arrived, best);
+        self.score(&coming, best);
     }
 
     fn score(&self, rows: &[u32], best: &mut TopK) {
-        let mut dots = [0; WORD_ROWS];
+        let mut dots = [0; BATCH_ROWS];
         let dots = &mut dots[..rows.len()];
         dots_of_rows(self.query.path, self.view, rows, &self.query.prepared, dots);
         for (row, dot) in rows.iter().zip(dots) {
@@ -357,21 +357,11 @@ fn hits(levels: &[u8], least: u8) -> u64 {
     for (at, eight) in levels.chunks(8).enumerate() {
         // Most eights have none: a look at the largest is cheaper than eight bits.
         if eight.iter().fold(0, |largest, level| largest.max(*level)) >= least {
-            hits |= eight.iter().enumerate().fold(0, |bits, (bit, level)| bits | u64::from(*level >= least) << bit) << (8 * at);
+            hits |= eight.iter().enumerate().fold(0, |bits, (bit, level)| bits | u64::from(*level >= least) << bit)
+                << (8 * at);
         }
     }
     hits
-}
-
-/// [`LevelTable::put`] in the form of a path.
-fn put_levels(path: Path, table: &LevelTable, sums: &[i32], shapes: &[u8], levels: &mut [u8]) {
-    match path {
-        #[cfg(target_arch = "x86_64")]
-        Path::Avx512 => super::split_x86::levels_avx512(table, sums, shapes, levels),
-        #[cfg(target_arch = "x86_64")]
-        Path::Avx2 => super::split_x86::levels_avx2(table, sums, shapes, levels),
-        _ => table.put(sums, shapes, levels),
-    }
 }
 
 fn prefetch(view: View<'_>, row: usize) {

@@ -20,10 +20,8 @@ pub(super) fn dots_neon(view: View<'_>, rows: &[u32], query: &PreparedQuery, dot
 }
 
 /// The pairs of bytes that the fields of 16 codes lie in, and how far each field is shifted (negative: to the right).
-const PAIRS: [[u8; 16]; 2] = [
-    [0, 1, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7],
-    [7, 8, 7, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14],
-];
+const PAIRS: [[u8; 16]; 2] =
+    [[0, 1, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7], [7, 8, 7, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14]];
 const SHIFTS: [i16; 8] = [0, -7, -6, -5, -4, -3, -2, -1];
 const OWN: [u8; 16] = [1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128];
 

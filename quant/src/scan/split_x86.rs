@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
 use super::dot::PreparedQuery;
-use super::sketch::{LevelTable, PLANES, Planes};
+use super::sketch::{PLANES, Planes};
 use super::split::{GROUP, View, place};
 use crate::dispatch::Path;
 
@@ -101,9 +101,7 @@ unsafe fn dot_256(view: View<'_>, row: usize, query: &PreparedQuery) -> i32 {
     );
     // Moves a field that starts at bit s of its pair up to the topmost seven bits: 2^(9 - s).
     let lift = _mm256_setr_epi16(512, 4, 8, 16, 32, 64, 128, 256, 512, 4, 8, 16, 32, 64, 128, 256);
-    let own = _mm256_setr_epi16(
-        1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, i16::MIN,
-    );
+    let own = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, i16::MIN);
     let (weight, mut sum) = (_mm256_set1_epi16(128), _mm256_setzero_si256());
     for chunk in 0..chunks {
         // SAFETY: inside, as was checked above.
@@ -198,26 +196,4 @@ unsafe fn sums_256(view: View<'_>, first: usize, planes: &Planes, sums: &mut [i3
             unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), _mm256_castsi256_si128(sum)) };
         }
     }
-}
-
-/// Levels of bounds, compiled for AVX-512.
-pub(super) fn levels_avx512(table: &LevelTable, sums: &[i32], shapes: &[u8], levels: &mut [u8]) {
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn put(table: &LevelTable, sums: &[i32], shapes: &[u8], levels: &mut [u8]) {
-        table.put(sums, shapes, levels);
-    }
-    assert!(has_avx512(), "dispatch chose a path that this processor runs");
-    // SAFETY: the features were detected.
-    unsafe { put(table, sums, shapes, levels) }
-}
-
-/// Levels of bounds, compiled for AVX2.
-pub(super) fn levels_avx2(table: &LevelTable, sums: &[i32], shapes: &[u8], levels: &mut [u8]) {
-    #[target_feature(enable = "avx2")]
-    fn put(table: &LevelTable, sums: &[i32], shapes: &[u8], levels: &mut [u8]) {
-        table.put(sums, shapes, levels);
-    }
-    assert!(Path::Avx2.is_available(), "dispatch chose a path that this processor runs");
-    // SAFETY: the features were detected.
-    unsafe { put(table, sums, shapes, levels) }
 }
