@@ -178,6 +178,9 @@ def engines(arguments, data: np.ndarray, folder: str):
     yield "ours, int8 codes, exact scan", lambda: Ours(arguments.ours, folder, "codes", threads)
     yield "ours, int8 + f16 rerank in memory", lambda: Ours(arguments.ours, folder, "halves", threads)
     yield "ours, int8 + f16 rerank from a file", lambda: Ours(arguments.ours, folder, "file", threads)
+    if arguments.before:
+        yield "before: int8 codes", lambda: Ours(arguments.before, folder, "codes", threads)
+        yield "before: int8 + f16 rerank in memory", lambda: Ours(arguments.before, folder, "halves", threads)
     yield "numpy, exact f32", lambda: Peer(lambda: build_numpy(data), True)
     yield "faiss Flat, exact f32", lambda: Peer(lambda: build_faiss(data, "Flat", threads), True)
     yield "faiss SQ8, exact scan", lambda: Peer(lambda: build_faiss(data, "SQ8", threads), True)
@@ -243,6 +246,7 @@ def table(arguments, rows: int, built, queries: np.ndarray, truth) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ours", required=True, help="the binary of `cargo bench -p mneme-bench --bench search`")
+    parser.add_argument("--before", help="the same binary of an earlier state, to be timed in the same run")
     parser.add_argument("--rows", type=int, action="append", help="may be given more than once")
     parser.add_argument("--only", action="append", help="only engines whose name has this in it; may be given more than once")
     parser.add_argument("--queries", type=int, default=200)

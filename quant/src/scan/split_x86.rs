@@ -23,12 +23,18 @@ pub(super) fn has_avx512() -> bool {
     })
 }
 
-/// Asks for the rest of a row, which will be read soon.
+/// Asks for all of a row, which will be read soon: its signs lie a line a word, with those of its neighbours.
 pub(super) fn prefetch(view: View<'_>, row: usize) {
-    let start = view.rest.as_ptr().wrapping_add(row * view.bytes);
-    for line in (0..view.bytes).step_by(64) {
-        // SAFETY: any address may be prefetched; SSE is part of x86-64.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(line).cast()) };
+    let rest = view.rest.as_ptr().wrapping_add(row * view.bytes);
+    let signs = view.signs.as_ptr().wrapping_add(place(row, 0, view.words));
+    // SAFETY: any address may be prefetched; SSE is part of x86-64.
+    unsafe {
+        for line in (0..view.bytes).step_by(64) {
+            _mm_prefetch::<_MM_HINT_T0>(rest.wrapping_add(line).cast());
+        }
+        for word in 0..view.words {
+            _mm_prefetch::<_MM_HINT_T0>(signs.wrapping_add(word * GROUP).cast());
+        }
     }
 }
 
