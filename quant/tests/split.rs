@@ -40,15 +40,15 @@ impl Numbers {
 fn unit_codes(vector: &[f32]) -> (Vec<i8>, f32) {
     let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
     let scale = if length > 0.0 { 1.0 / length } else { 0.0 };
-    quantize_row_i8(&vector.iter().map(|x| x * scale).collect::<Vec<f32>>()).unwrap()
+    quantize_row_i8(&vector.iter().map(|x| x * scale).collect::<Vec<f32>>()).expect("finite")
 }
 
 fn split_rows(vectors: &[Vec<f32>]) -> SplitRows {
-    let mut rows = SplitRows::new(vectors[0].len()).unwrap();
+    let mut rows = SplitRows::new(vectors[0].len()).expect("dimensions in bounds");
     rows.resize(vectors.len());
     for (row, vector) in vectors.iter().enumerate() {
         let (codes, scale) = unit_codes(vector);
-        rows.set(row, &codes, scale).unwrap();
+        rows.set(row, &codes, scale).expect("the row is there");
     }
     rows
 }
@@ -59,8 +59,8 @@ fn query(vector: &[f32]) -> SplitQuery {
 }
 
 fn find(rows: &SplitRows, query: &SplitQuery, k: usize, allowed: Option<&[u64]>, plan: Plan) -> Vec<ScoredRow> {
-    let found = scan_split_top_k(rows, query, k, allowed, 1, plan).unwrap();
-    let by_three = scan_split_top_k(rows, query, k, allowed, 3, plan).unwrap();
+    let found = scan_split_top_k(rows, query, k, allowed, 1, plan).expect("shapes fit");
+    let by_three = scan_split_top_k(rows, query, k, allowed, 3, plan).expect("shapes fit");
     assert_eq!(found, by_three, "three threads find what one finds");
     found
 }
@@ -112,7 +112,7 @@ proptest! {
                     model.resize(row, (vec![0; dimensions], 0.0));
                 }
                 1 => {
-                    let live: Vec<u32> = (0..50).filter(|_| numbers.next() % 4 > 0).collect();
+                    let live: Vec<u32> = (0..50).filter(|_| !numbers.next().is_multiple_of(4)).collect();
                     rows.keep(&live);
                     model = live.iter().filter_map(|row| model.get(*row as usize).cloned()).collect();
                 }
