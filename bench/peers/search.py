@@ -10,6 +10,7 @@ p50 and p99 of one query, the same with a filter that lets one row in ten throug
 """
 
 import argparse
+import json
 import os
 import subprocess
 import tempfile
@@ -178,6 +179,9 @@ def engines(arguments, data: np.ndarray, folder: str):
     yield "ours, int8 codes, exact scan", lambda: Ours(arguments.ours, folder, "codes", threads)
     yield "ours, int8 + f16 rerank in memory", lambda: Ours(arguments.ours, folder, "halves", threads)
     yield "ours, int8 + f16 rerank from a file", lambda: Ours(arguments.ours, folder, "file", threads)
+    if arguments.before:
+        yield "before: int8 codes", lambda: Ours(arguments.before, folder, "codes", threads)
+        yield "before: int8 + f16 rerank in memory", lambda: Ours(arguments.before, folder, "halves", threads)
     yield "numpy, exact f32", lambda: Peer(lambda: build_numpy(data), True)
     yield "faiss Flat, exact f32", lambda: Peer(lambda: build_faiss(data, "Flat", threads), True)
     yield "faiss SQ8, exact scan", lambda: Peer(lambda: build_faiss(data, "SQ8", threads), True)
@@ -191,8 +195,17 @@ def engines(arguments, data: np.ndarray, folder: str):
     yield "LanceDB IVF_PQ, default", lambda: Peer(lambda: build_lancedb(data, folder, True), True)
 
 
+def embedded(path: str, queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """What search_embed.py wrote: its last rows are the queries."""
+    with open(path, "rb") as file:
+        head = json.loads(file.readline())
+        vectors = np.frombuffer(file.read(), "<f4").reshape(head["rows"], head["dimensions"])
+    return vectors[:-queries], vectors[-queries:]
+
+
 def measure(arguments, rows: int) -> None:
-    data, queries = clustered(rows, arguments.queries)
+    data, queries = embedded(arguments.vectors, arguments.queries) if arguments.vectors else clustered(rows, arguments.queries)
+    rows = len(data)
     truth = {}
     allowed = np.arange(rows) % 100 < FILTER_PERCENT
     for percent in (100, FILTER_PERCENT):
@@ -243,14 +256,16 @@ def table(arguments, rows: int, built, queries: np.ndarray, truth) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ours", required=True, help="the binary of `cargo bench -p mneme-bench --bench search`")
+    parser.add_argument("--before", help="the same binary of an earlier state, to be timed in the same run")
     parser.add_argument("--rows", type=int, action="append", help="may be given more than once")
+    parser.add_argument("--vectors", help="vectors of texts from search_embed.py instead of clustered ones; the last --queries of them are asked")
     parser.add_argument("--only", action="append", help="only engines whose name has this in it; may be given more than once")
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--graphs-up-to", type=int, default=200_000, help="build graph indices up to this many rows (minutes beyond)")
     arguments = parser.parse_args()
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(arguments.threads))
-    for rows in arguments.rows or [10_000, 100_000]:
+    for rows in [0] if arguments.vectors else arguments.rows or [10_000, 100_000]:
         measure(arguments, rows)
 
 

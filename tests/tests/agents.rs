@@ -1,4 +1,5 @@
 //! `mneme mcp` as an agent drives it, and what must not hang or be lost when a generation takes long.
+#![expect(clippy::unwrap_used, reason = "helpers of tests may fail loudly")]
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;

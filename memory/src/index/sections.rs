@@ -174,24 +174,47 @@ impl SectionReader {
         Ok(Self { file, table })
     }
 
+    fn row(&self, number: u64) -> Result<&Row, Damage> {
+        match self.table.iter().find(|row| row.number == number) {
+            Some(row) => Ok(row),
+            None => damage(format!("has no section {number}")),
+        }
+    }
+
+    /// Bytes of a section; no more than the file has.
+    pub(crate) fn length(&self, number: u64) -> Result<u64, Damage> {
+        Ok(self.row(number)?.length)
+    }
+
     /// Reads a section whole and checks it.
     pub(crate) fn bytes(&self, number: u64) -> Result<Vec<u8>, Damage> {
-        let Some(row) = self.table.iter().find(|row| row.number == number) else {
-            return damage(format!("has no section {number}"));
-        };
-        // No longer than the file, which was checked.
-        let mut bytes = vec![0; row.length as usize];
+        let mut bytes = Vec::with_capacity(self.length(number)? as usize);
+        self.each_block(number, BLOCK_BYTES, &mut |block| bytes.extend_from_slice(block))?;
+        Ok(bytes)
+    }
+
+    /// Reads a section in blocks of `block_bytes`, the last one shorter. What they held counts only when this returns without damage.
+    pub(crate) fn each_block(
+        &self,
+        number: u64,
+        block_bytes: usize,
+        visit: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), Damage> {
+        let row = self.row(number)?;
+        let mut block = vec![0; block_bytes.min(row.length as usize)];
         let mut hasher = blake3::Hasher::new();
-        let mut offset = row.offset;
-        for block in bytes.chunks_mut(BLOCK_BYTES) {
-            read_at(&self.file, block, offset)?;
-            hasher.update(block);
-            offset += block.len() as u64;
+        let mut at = 0;
+        while at < row.length {
+            let size = (row.length - at).min(block_bytes as u64) as usize;
+            read_at(&self.file, &mut block[..size], row.offset + at)?;
+            hasher.update(&block[..size]);
+            visit(&block[..size]);
+            at += size as u64;
         }
         if hasher.finalize().as_bytes() != &row.hash {
             return damage(format!("section {number} is not as it was written"));
         }
-        Ok(bytes)
+        Ok(())
     }
 
     /// Reads a section of `count` numbers.

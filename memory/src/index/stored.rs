@@ -9,6 +9,7 @@
 use std::io::{self, Write};
 
 use mneme_base::{MemoryId, TrustTier};
+use mneme_quant::scan::SplitRows;
 
 use super::bitmap::Bitmap;
 use super::columns::{Columns, Interner, NEVER, NONE};
@@ -212,16 +213,18 @@ pub(crate) fn write_view(
 ) -> io::Result<Option<()>> {
     let (size, rows) = frame.views[view_number];
     let step = number::VIEW_STEP * view_number as u64;
-    let mut bytes = Vec::new();
+    let (mut bytes, mut codes) = (Vec::new(), vec![0; size]);
     out.begin(number::CODES + step);
     for start in (0..rows).step_by(ROWS_AT_ONCE) {
         let end = rows.min(start + ROWS_AT_ONCE);
         bytes.clear();
         let mut take = |view: &VectorView| {
-            bytes.extend(view.codes[start * size..end * size].iter().map(|code| code.cast_unsigned()));
-            // A row that died between the frame and its removal from the view is not yet zero.
-            for row in (start..end).filter(|row| !frame.live.contains(*row as u32)) {
-                bytes[(row - start) * size..(row - start + 1) * size].fill(0);
+            for row in start..end {
+                // A row that died between the frame and its removal from the view is not yet zero.
+                match frame.live.contains(row as u32).then(|| view.codes.get(row, &mut codes)) {
+                    Some(Ok(())) => bytes.extend(codes.iter().map(|code| code.cast_unsigned())),
+                    _ => bytes.resize(bytes.len() + size, 0),
+                }
             }
         };
         if look(&mut take).is_none() {
@@ -231,7 +234,7 @@ pub(crate) fn write_view(
     }
     let (mut scales, mut present) = (Vec::new(), Bitmap::default());
     let taken = look(&mut |view| {
-        scales = view.scales[..rows].to_vec();
+        scales = view.codes.scales()[..rows].to_vec();
         present = view.present.clone();
     });
     if taken.is_none() {
@@ -351,19 +354,47 @@ pub(crate) fn read_text(reader: &SectionReader, frame: &Frame) -> Result<TextInd
 pub(crate) fn read_view(view_number: usize, reader: &SectionReader, frame: &Frame) -> Result<VectorView, Damage> {
     let (dimensions, rows) = frame.views[view_number];
     let step = number::VIEW_STEP * view_number as u64;
-    let codes = reader.bytes(number::CODES + step)?;
-    if Some(codes.len()) != rows.checked_mul(dimensions) {
-        return damage(format!("view {view_number} has {} codes for {rows} rows of {dimensions}", codes.len()));
-    }
+    let scales: Vec<f32> = reader.numbers(number::SCALES + step, rows)?;
+    let codes = read_codes(view_number, reader, dimensions, &scales)?;
     let words = reader.bytes(number::PRESENT + step)?;
     let mut present = Bitmap::from_words(words.chunks_exact(8).map(u64::take).collect());
     present.cut(rows);
     present.grow(rows);
     let count = present.count();
-    let scales = reader.numbers(number::SCALES + step, rows)?;
-    // In place: the standard library reuses the allocation of a vector of the same layout.
-    let codes = codes.into_iter().map(u8::cast_signed).collect();
-    Ok(VectorView { dimensions, codes, scales, present, count, ..VectorView::default() })
+    Ok(VectorView { codes, present, count, ..VectorView::default() })
+}
+
+fn read_codes(
+    view_number: usize,
+    reader: &SectionReader,
+    dimensions: usize,
+    scales: &[f32],
+) -> Result<SplitRows, Damage> {
+    let section = number::CODES + number::VIEW_STEP * view_number as u64;
+    let (length, rows) = (reader.length(section)?, scales.len());
+    if Some(length) != rows.checked_mul(dimensions).map(|length| length as u64) {
+        return damage(format!("view {view_number} has {length} codes for {rows} rows of {dimensions}"));
+    }
+    if rows == 0 {
+        return Ok(if dimensions == 0 { SplitRows::default() } else { split_rows(dimensions)? });
+    }
+    let mut codes = split_rows(dimensions)?;
+    codes.reserve_exact(rows);
+    codes.resize(rows);
+    // Block by block, so that there are never two copies of all codes.
+    let (mut at, mut row) = (0, vec![0; dimensions]);
+    reader.each_block(section, ROWS_AT_ONCE * dimensions, &mut |block| {
+        for bytes in block.chunks_exact(dimensions) {
+            row.iter_mut().zip(bytes).for_each(|(code, byte)| *code = byte.cast_signed());
+            codes.set(at, &row, scales[at]).expect("there are as many rows as the section's length says");
+            at += 1;
+        }
+    })?;
+    Ok(codes)
+}
+
+fn split_rows(dimensions: usize) -> Result<SplitRows, Damage> {
+    SplitRows::new(dimensions).or_else(|error| damage(error.to_string()))
 }
 
 /// Reads the signatures.

@@ -7,7 +7,7 @@ use crate::dispatch::Path;
 pub(super) const LANES: usize = 64;
 
 /// A query with what the kernels need beside its codes.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct PreparedQuery {
     /// The codes, then zeros up to a multiple of [`LANES`].
     pub(super) padded: Vec<i8>,

@@ -6,6 +6,12 @@
 mod dot;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod sketch;
+mod split;
+#[cfg(target_arch = "aarch64")]
+mod split_neon;
+#[cfg(target_arch = "x86_64")]
+mod split_x86;
 mod top;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -17,6 +23,8 @@ use dot::{PreparedQuery, dots_of_rows};
 pub use dot::{dot_i8, dot_i8_on};
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::sdot;
+pub use sketch::{Plan, scan_split_top_k};
+pub use split::{SplitQuery, SplitRows};
 use top::TopK;
 
 /// Vectors longer than this are refused: the dot product of two such rows of -128 still fits an `i32` (codes).
@@ -45,6 +53,14 @@ pub enum ScanError {
         rows: usize,
         /// Dimensions of each.
         dimensions: usize,
+    },
+    /// A row that is not there.
+    #[error("row {row} is not one of {rows} rows")]
+    Row {
+        /// Which.
+        row: usize,
+        /// How many there are.
+        rows: usize,
     },
     /// More rows than a `u32` numbers.
     #[error("scan of {rows} rows, at most {} are numbered", u32::MAX)]

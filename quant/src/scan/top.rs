@@ -61,6 +61,11 @@ impl TopK {
         }
     }
 
+    /// A score that all of the best reach; -inf while there are fewer than `k`.
+    pub(super) fn bar(&self) -> f32 {
+        self.bar
+    }
+
     /// Adds what another part of the rows found.
     pub(super) fn merge(&mut self, other: Self) {
         for scored in other.heap {
