@@ -4,11 +4,14 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Instant;
 
 use mneme_tests::{Daemon, PATIENCE, Setup, eventually};
 use serde_json::{Value, json};
+
+/// Answers that nobody has asked for yet.
+const ANSWERS_MAX: usize = 64;
 
 const MNEMED: &str = env!("CARGO_BIN_EXE_e2e-mnemed");
 const MNEME: &str = env!("CARGO_BIN_EXE_e2e-mneme");
@@ -31,7 +34,7 @@ impl Agent {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let (sender, answers) = channel();
+        let (sender, answers) = sync_channel(ANSWERS_MAX);
         let output = BufReader::new(child.stdout.take().unwrap());
         std::thread::spawn(move || {
             for line in output.lines().map_while(Result::ok) {
