@@ -26,6 +26,8 @@ const DEVIATIONS: f32 = 3.0;
 /// With fewer allowed rows than this, or fewer than this many for each row wanted, all are scored: there is little to leave out.
 const SIGNS_ROWS_MIN: usize = 4_096;
 const SIGNS_ROWS_PER_WANTED: usize = 32;
+/// Rows whose signs are read for each allowed one, at most: a row's signs are an eighth of it, and rows are scored beside.
+const SIGNS_ROWS_PER_ALLOWED: usize = 4;
 /// Rows scored first, for each one wanted and at least, to know what the others have to reach.
 const FIRST_PER_WANTED: usize = 4;
 const FIRST_MIN: usize = 256;
@@ -44,7 +46,7 @@ const LEVEL_MAX: f32 = 255.0;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Plan {
-    /// The signs first where rows are many for those wanted, all of every row where they are few.
+    /// The signs first where rows are many for those wanted and lie close together, all of every row otherwise.
     Best,
     /// All of every allowed row.
     Whole,
@@ -128,7 +130,7 @@ pub fn scan_split_top_k(
     let signs_first = match plan {
         Plan::Whole => false,
         Plan::SignsFirst => true,
-        Plan::Best => scan.count_allowed() >= SIGNS_ROWS_MIN.max(SIGNS_ROWS_PER_WANTED * k),
+        Plan::Best => scan.repays_signs(),
     };
     let best = match if signs_first { scan.bounds() } else { None } {
         Some(bounds) => {
@@ -179,11 +181,14 @@ impl LevelTable {
 type Counts = [[u32; 256]; 4];
 
 impl Scan<'_> {
-    fn count_allowed(&self) -> usize {
-        match self.allowed {
-            None => self.view.rows,
-            Some(_) => (0..self.view.rows.div_ceil(WORD_ROWS)).map(|word| self.word(word).count_ones() as usize).sum(),
+    /// Whether the signs are worth reading: rows are many for those wanted, and lie close enough, for signs are read a word of rows at a time.
+    fn repays_signs(&self) -> bool {
+        let (mut rows, mut read) = (0, 0);
+        for word in (0..self.view.rows.div_ceil(WORD_ROWS)).map(|word| self.word(word)).filter(|word| *word != 0) {
+            rows += word.count_ones() as usize;
+            read += WORD_ROWS;
         }
+        rows >= SIGNS_ROWS_MIN.max(SIGNS_ROWS_PER_WANTED * self.k) && rows * SIGNS_ROWS_PER_ALLOWED >= read
     }
 
     /// A word of the bitmap, without rows past the end.
