@@ -1,8 +1,6 @@
 //! `mneme mcp` as an agent drives it, and what must not hang or be lost when a generation takes long.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail loudly")]
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics, in its helpers too")]
-
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
