@@ -202,6 +202,8 @@ describe("the page in a browser", { skip: browserProgram() ? false : "no Chromiu
 
   test("the canvas crystallises live and ends with its uncertainty as colour", async () => {
     await view("canvas");
+    // The view draws itself when the page has heard of its new name.
+    await page.waitForSelector("#writing", { state: "attached" });
     await page.evaluate(() => {
       window.frames_seen = [];
       new MutationObserver(() => window.frames_seen.push(document.querySelector("#writing").innerText))
